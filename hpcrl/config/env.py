@@ -1,0 +1,75 @@
+"""The simulator's accounts, costs and rewards. Costs are fractions unless the name says bps."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from hpcrl.config.base import Section
+
+
+class CostConfig(Section):
+    """Defaults for US large caps (assumptions, not measurements)."""
+
+    half_spread: float = Field(1e-4, ge=0, lt=0.5)
+    """Fraction of the price paid on each side (1e-4 = 1 bp)."""
+    slippage: float = Field(0.0, ge=0, lt=0.5)
+    """Further fraction of the price, always against us; counted as spread cost."""
+    impact_coef: float = Field(1.0, ge=0)
+    """Square-root impact: coef x sigma x sqrt(|fill| / volume), a fraction of the price."""
+    participation: float | None = Field(0.05, gt=0, le=1)
+    """Largest share of a bar's volume that one order fills; null: no limit."""
+    per_share: float = Field(0.0035, ge=0)
+    """Commission in currency per share."""
+    min_fee: float = Field(0.35, ge=0)
+    """Least commission of a fill, in currency."""
+    bps: float = Field(0.0, ge=0)
+    """Commission in basis points of the traded value."""
+    credit_rate: float = Field(0.0, ge=-1, le=1)
+    """Yearly interest on free cash (ACT/365)."""
+    debit_rate: float = Field(0.0, ge=0, le=1)
+    """Yearly interest on borrowed cash."""
+    borrow_rate: float = Field(0.003, ge=0, le=10)
+    """Yearly fee on the market value of shorts."""
+
+
+class RewardConfig(Section):
+    """Weights of the reward terms, which are summed; 0 switches a term off."""
+
+    log_return: float = 1.0
+    """ln(E'/E)."""
+    turnover: float = 0.0
+    """Times -(traded value / equity): a positive weight discourages trading."""
+    drawdown: float = 0.0
+    """Times -(increase of drawdown in this step)."""
+
+
+class EnvConfig(Section):
+    envs_per_gpu: int = Field(10, ge=1, le=1_000_000)
+    """Environments of one rank."""
+    assets: Literal["single", "all"] = "single"
+    """single: one symbol per environment; all: one account over every symbol."""
+    episode_rollouts: int = Field(1, ge=1)
+    """Length of a training episode in rollouts."""
+    initial_cash: float = Field(100_000.0, gt=0)
+    sizing: Literal["decision", "fill"] = "decision"
+    """Which equity and price size an order: at the decision's close, or at the fill's open."""
+    lot: float = Field(0.0, ge=0)
+    """Target quantities are rounded toward zero to this lot; 0: fractional."""
+    max_leverage: float = Field(1.0, gt=0)
+    """Target weights are scaled so that sum |w| stays at or below it."""
+    maintenance: float = Field(0.0, ge=0, lt=1)
+    """Equity below this share of gross exposure: margin call."""
+    intrabar: bool = True
+    """Check for bankruptcy at the bar's low (longs) and high (shorts)."""
+    reward_floor: float = Field(1e-4, gt=0, lt=1)
+    """A bankrupt step earns ln(reward_floor)."""
+    costs: CostConfig = CostConfig()
+    rewards: RewardConfig = RewardConfig()
+
+    @model_validator(mode="after")
+    def _some_reward(self) -> EnvConfig:
+        if not any(self.rewards.model_dump().values()):
+            raise ValueError("rewards: every weight is 0; at least one term needs a weight")
+        return self

@@ -1,0 +1,103 @@
+"""The whole configuration of a run: one section per room, and the checks that span rooms."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+
+from pydantic import model_validator
+
+from hpcrl.config.base import Section
+from hpcrl.config.engine import EngineConfig
+from hpcrl.config.env import EnvConfig
+from hpcrl.config.learn import LearnConfig
+from hpcrl.config.market import MarketConfig
+from hpcrl.config.policy import PolicyConfig
+from hpcrl.config.train import CheckpointConfig, MonitorConfig, TrainConfig
+
+LIVE_KEYS = (
+    "train.epochs",
+    "train.world_size",
+    "train.training_mode",
+    "checkpoint",
+    "monitor",
+    "market.path",
+    "engine.device",
+)
+"""Keys and sections that a resumed run may change; the data set itself is compared by its hash."""
+
+
+class Config(Section):
+    train: TrainConfig = TrainConfig()
+    market: MarketConfig = MarketConfig()
+    env: EnvConfig = EnvConfig()
+    policy: PolicyConfig = PolicyConfig()
+    learn: LearnConfig = LearnConfig()
+    engine: EngineConfig = EngineConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    monitor: MonitorConfig = MonitorConfig()
+
+    @model_validator(mode="after")
+    def _batches(self) -> Config:
+        learn, envs = self.learn, self.env.envs_per_gpu
+        if learn.sequence_length % self.policy.window:
+            raise ValueError(
+                f"learn.sequence_length = {learn.sequence_length} must be a multiple of "
+                f"policy.window = {self.policy.window}"
+            )
+        steps = envs * learn.rollout
+        if learn.batch_size % learn.sequence_length or steps % learn.batch_size:
+            raise ValueError(
+                f"learn.batch_size = {learn.batch_size} must be a multiple of learn.sequence_length = "
+                f"{learn.sequence_length} and divide env.envs_per_gpu x learn.rollout = {envs} x "
+                f"{learn.rollout} = {steps}; nearest that do: {_nearest_batches(self)}"
+            )
+        return self
+
+    @property
+    def episode_steps(self) -> int:
+        """Env steps of one training episode."""
+        return self.env.episode_rollouts * self.learn.rollout
+
+    @property
+    def minibatches(self) -> int:
+        """Optimiser steps of one PPO epoch on one rank."""
+        return self.env.envs_per_gpu * self.learn.rollout // self.learn.batch_size
+
+    @property
+    def chunks_per_batch(self) -> int:
+        return self.learn.batch_size // self.learn.sequence_length
+
+    def digest(self) -> str:
+        """sha256 over every key that decides the result of a run (all but ``LIVE_KEYS``)."""
+        flat = {k: v for k, v in flatten(self.model_dump(mode="json")).items() if not _is_live(k)}
+        return hashlib.sha256(json.dumps(flat, sort_keys=True).encode()).hexdigest()
+
+
+def _is_live(key: str) -> bool:
+    return any(key == live or key.startswith(live + ".") for live in LIVE_KEYS)
+
+
+def _nearest_batches(config: Config) -> str:
+    """The three sizes nearest to the wanted one that hold whole chunks and divide the rollout."""
+    chunks = config.env.envs_per_gpu * config.learn.rollout // config.learn.sequence_length
+    sizes = [config.learn.sequence_length * d for d in range(1, chunks + 1) if chunks % d == 0]
+    nearest = sorted(sizes, key=lambda size: abs(size - config.learn.batch_size))[:3]
+    return ", ".join(map(str, sorted(nearest)))
+
+
+def flatten(tree: dict, prefix: str = "") -> dict[str, object]:
+    """{"a": {"b": 1}} -> {"a.b": 1}; lists are values."""
+    flat: dict[str, object] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def changed_keys(old: Config, new: Config) -> list[str]:
+    """Dotted keys, not live, whose values differ: what a resume must refuse."""
+    a, b = flatten(old.model_dump(mode="json")), flatten(new.model_dump(mode="json"))
+    return [key for key in sorted(a.keys() | b.keys()) if a.get(key) != b.get(key) and not _is_live(key)]
