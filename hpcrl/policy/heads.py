@@ -1,0 +1,48 @@
+"""Float32 heads on a trunk of any precision, and the discrete distribution over target positions."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Float32Linear(nn.Linear):
+    """Computes in float32 even where DeepSpeed has cast the parameters to bf16.
+
+    The upcast lies inside ``forward``, so that ZeRO-3's hooks have gathered the weight by then.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        bias = None if self.bias is None else self.bias.float()
+        return F.linear(x.float(), self.weight.float(), bias)
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) x weight, in float32 inside (Zhang and Sennrich 2019, arXiv 1910.07467)."""
+
+    def __init__(self, width: int, eps: float = 1e-6) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x.float(), self.weight.shape, self.weight.float(), self.eps).to(x.dtype)
+
+
+def choose(logits_NAP: Tensor, uniform_NA: Tensor) -> Tensor:
+    """Sample positions by inverse transform from uniform numbers in [0, 1); [N, A] int64.
+
+    The uniform numbers come from a counter-based hash, so sampling holds no generator's state.
+    """
+    cumulative = logits_NAP.softmax(-1).cumsum(-1)
+    index = (uniform_NA[..., None] * cumulative[..., -1:] >= cumulative).sum(-1)
+    return index.clamp_max(logits_NAP.shape[-1] - 1)
+
+
+def log_prob_and_entropy(logits: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
+    """Of the joint action over A assets (independent given the state): logits [..., A, P], action [..., A]."""
+    log_p = logits.log_softmax(-1)
+    chosen = log_p.gather(-1, action.unsqueeze(-1)).squeeze(-1).sum(-1)
+    entropy = -(log_p.exp() * log_p).sum(-1).sum(-1)
+    return chosen, entropy
