@@ -17,6 +17,12 @@ bar t, fills at the open of bar t+1, and is rewarded for the step t -> t+1.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # a login node reads configurations and errors without torch
+    from torch import Tensor
+
 
 class HpcrlError(Exception):
     """The user's mistake: one clear line that names the thing, the value and what would be right.
@@ -32,3 +38,41 @@ class RunFailed(HpcrlError):
     """Something outside the user's input failed (a full disk, a broken checkpoint)."""
 
     exit_code = 1
+
+
+@dataclass
+class Rollout:
+    """What one rank's environments did in one epoch; preallocated once and overwritten.
+
+    Chunk-major, C chunks of Q steps per environment, so that a learner's chunk is a row of a view:
+    chunk c, environment n is row c x N + n of ``tensor.flatten(0, 1)``.
+    """
+
+    token_CNQE: Tensor
+    """float32, what the policy saw."""
+    age_CNQ: Tensor
+    """int64, tokens of the same episode before this one (history included)."""
+    action_CNQA: Tensor
+    """int64, index into policy.positions."""
+    reward_CNQ: Tensor
+    """float32, shaped, unscaled."""
+    terminated_CNQ: Tensor
+    """bool: the step ended its episode for good (bankruptcy); no bootstrap."""
+    truncated_CNQ: Tensor
+    """bool: the step was its episode's last by length; bootstrap from the true last observation."""
+    keys_LCNHWK: Tensor
+    values_LCNHWK: Tensor
+    """The cache as it stood at each chunk's start, in order of time."""
+    position_CN: Tensor
+    """int64, the cache's counter at each chunk's start."""
+    bootstrap_N: Tensor
+    """float32, value of the observation after the last step, in units of scaled return."""
+
+    def steps(self, tensor_CNQ: Tensor) -> Tensor:
+        """[C, N, Q, ...] -> [N, T, ...]."""
+        return tensor_CNQ.transpose(0, 1).flatten(1, 2)
+
+    def chunks(self, tensor_NT: Tensor) -> Tensor:
+        """[N, T] -> [C x N, Q], the inverse of ``steps`` followed by flattening."""
+        n_chunks, n_envs, length = self.age_CNQ.shape
+        return tensor_NT.view(n_envs, n_chunks, length).transpose(0, 1).reshape(-1, length)

@@ -41,7 +41,7 @@ def choose(logits_NAP: Tensor, uniform_NA: Tensor) -> Tensor:
 
 
 def log_prob_and_entropy(logits: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
-    """Of the joint action over A assets (independent given the state): logits [..., A, P], action [..., A]."""
+    """Of the joint action over A independent assets: logits [..., A, P], action [..., A]."""
     log_p = logits.log_softmax(-1)
     chosen = log_p.gather(-1, action.unsqueeze(-1)).squeeze(-1).sum(-1)
     entropy = -(log_p.exp() * log_p).sum(-1).sum(-1)

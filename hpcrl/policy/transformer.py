@@ -6,6 +6,8 @@ learning and for rebuilding the cache. L layers of window W see 1 + L (W - 1) ba
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -58,17 +60,20 @@ class TransformerPolicy(nn.Module):
         self._initialise()
 
     def _initialise(self) -> None:
-        """Normal 1/sqrt(fan in), residual outputs over sqrt(2L) more; a nearly uniform actor, a zero critic."""
+        """Normal 1/sqrt(fan in), residuals over sqrt(2L); a nearly uniform actor, a zero critic."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.normal_(module.weight, std=module.in_features**-0.5)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
-        for block in self.blocks:
+        for block in self._blocks():
             for residual in (block.attention.out, block.down):
                 nn.init.normal_(residual.weight, std=residual.in_features**-0.5 / (2 * self.layers) ** 0.5)
         nn.init.normal_(self.actor.weight, std=0.01 * self.actor.in_features**-0.5)
         nn.init.zeros_(self.critic.weight)
+
+    def _blocks(self) -> list[Block]:
+        return cast("list[Block]", list(self.blocks))
 
     @property
     def dtype(self) -> torch.dtype:
@@ -95,7 +100,7 @@ class TransformerPolicy(nn.Module):
         mask = step_mask(age_N, slot, self.window)
         cos, sin = self._rotary(cache.counter)
         x = self.embed(token_NE.to(self.dtype))
-        for layer, block in enumerate(self.blocks):
+        for layer, block in enumerate(self._blocks()):
             x = x + block.attention.step(
                 block.attention_norm(x),
                 cache.keys_LNHWK[layer],
@@ -132,7 +137,7 @@ class TransformerPolicy(nn.Module):
         mask = sequence_mask(age_CQ, self.window).flatten(0, 1).unsqueeze(1)
         x = self.embed(token_CQE.to(self.dtype))
         written = []
-        for layer, block in enumerate(self.blocks):
+        for layer, block in enumerate(self._blocks()):
             before = (memory[0][layer], memory[1][layer])
             mixed, k, v = block.attention.sequence(block.attention_norm(x), before, mask, cos, sin)
             x = block.feedforward(x + mixed)

@@ -1,0 +1,1 @@
+"""Environments and policy together: a rollout of T steps on one device."""

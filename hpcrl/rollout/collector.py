@@ -1,0 +1,153 @@
+"""Act, step, record: N environments for T steps, all on the device.
+
+The policy here is a plain copy that the engine refreshes after each update. Its cache is rebuilt from
+each environment's last tokens at the start of every rollout, so the policy is a function of history and
+of today's weights, and a checkpoint holds tokens, not caches.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hpcrl.config.root import Config
+from hpcrl.env.draws import uniform
+from hpcrl.env.simulator import Simulator, Step
+from hpcrl.policy.heads import choose
+from hpcrl.policy.kv_cache import KVCache
+from hpcrl.policy.transformer import TransformerPolicy
+from hpcrl.types import Rollout
+
+ACTION_STREAM = 1_000
+"""First stream of the hash that action sampling uses; asset a draws from ACTION_STREAM + a."""
+
+
+@dataclass
+class Tally:
+    """Sums over a rollout, on the device until the epoch's end. Rewards and costs per env step."""
+
+    sums: Tensor
+    positions_P: Tensor
+
+    NAMES = ("reward", "log_return", "turnover", "fees", "spread", "impact", "financing", "bankruptcies")
+
+    @classmethod
+    def zeros(cls, n_positions: int, device: torch.device) -> Tally:
+        count = len(cls.NAMES)
+        return cls(
+            torch.zeros(count, dtype=torch.float64, device=device),
+            torch.zeros(n_positions, dtype=torch.float64, device=device),
+        )
+
+    def add(self, step: Step, action_NA: Tensor) -> None:
+        terms = (
+            step.reward_N, step.log_return_N, step.turnover_N, step.fees_N, step.spread_N,
+            step.impact_N, step.financing_N, step.terminated_N,
+        )  # fmt: skip
+        self.sums += torch.stack([term.double().sum() for term in terms])
+        ones = torch.ones_like(action_NA, dtype=torch.float64).flatten()
+        self.positions_P.index_add_(0, action_NA.flatten(), ones)
+
+
+class Collector:
+    """Owns the environments' token history and episode phase; both go into the rank's checkpoint."""
+
+    def __init__(
+        self, simulator: Simulator, policy: TransformerPolicy, config: Config, env_ids_N: Tensor
+    ) -> None:
+        self.simulator, self.policy, self.config = simulator, policy, config
+        self.env_ids_N = env_ids_N
+        device = env_ids_N.device
+        n_envs, entries = simulator.n_envs, simulator.n_entries
+        self.history_NME = torch.zeros(n_envs, config.policy.padded_history, entries, device=device)
+        self.age_N = torch.zeros(n_envs, dtype=torch.int64, device=device)
+        self.phase = 0
+        self.positions_P = torch.tensor(config.policy.positions, dtype=torch.float64, device=device)
+        self.streams_A = [ACTION_STREAM + asset for asset in range(simulator.n_assets)]
+        self.rollout = self._allocate(n_envs, entries, device)
+
+    def _allocate(self, n_envs: int, entries: int, device: torch.device) -> Rollout:
+        learn, policy = self.config.learn, self.policy
+        steps = (learn.rollout // learn.sequence_length, n_envs, learn.sequence_length)
+        cache = (policy.layers, *steps[:2], policy.heads, policy.window, policy.width)
+        return Rollout(
+            token_CNQE=torch.zeros(*steps, entries, device=device),
+            age_CNQ=torch.zeros(steps, dtype=torch.int64, device=device),
+            action_CNQA=torch.zeros(*steps, self.simulator.n_assets, dtype=torch.int64, device=device),
+            reward_CNQ=torch.zeros(steps, device=device),
+            terminated_CNQ=torch.zeros(steps, dtype=torch.bool, device=device),
+            truncated_CNQ=torch.zeros(steps, dtype=torch.bool, device=device),
+            keys_LCNHWK=torch.zeros(cache, dtype=policy.dtype, device=device),
+            values_LCNHWK=torch.zeros(cache, dtype=policy.dtype, device=device),
+            position_CN=torch.zeros(steps[:2], dtype=torch.int64, device=device),
+            bootstrap_N=torch.zeros(n_envs, device=device),
+        )
+
+    @torch.no_grad()
+    def collect(self, epoch: int) -> tuple[Rollout, Tally]:
+        """One rollout; ``epoch`` counts rollouts and seeds the actions. Overwrites the last rollout."""
+        if self.phase == 0:
+            self.history_NME, self.age_N = self.simulator.begin_episodes(self.config.episode_steps)
+        cache = self.policy.rebuild(self.history_NME, self.age_N.clamp_max(self.history_NME.shape[1]))
+        rollout, length = self.rollout, self.config.learn.sequence_length
+        tally = Tally.zeros(len(self.positions_P), self.age_N.device)
+        for chunk in range(rollout.age_CNQ.shape[0]):
+            rollout.keys_LCNHWK[:, chunk] = cache.keys_LNHWK
+            rollout.values_LCNHWK[:, chunk] = cache.values_LNHWK
+            rollout.position_CN[chunk] = cache.counter
+            for step in range(length):
+                counter = epoch * self.config.learn.rollout + chunk * length + step
+                self._act(rollout, chunk, step, cache, counter, tally)
+        _, rollout.bootstrap_N = self.policy.step(self.simulator.observe(), self.age_N, cache)
+        self._end(rollout)
+        return rollout, tally
+
+    def _act(
+        self, rollout: Rollout, chunk: int, step: int, cache: KVCache, counter: int, tally: Tally
+    ) -> None:
+        """One step of every environment."""
+        token_NE = self.simulator.observe()
+        rollout.token_CNQE[chunk, :, step] = token_NE
+        rollout.age_CNQ[chunk, :, step] = self.age_N
+        logits_NAP, _ = self.policy.step(token_NE, self.age_N, cache)
+        action_NA = choose(logits_NAP, self._uniform(counter))
+        outcome = self.simulator.step(self.positions_P[action_NA])
+        rollout.action_CNQA[chunk, :, step] = action_NA
+        rollout.reward_CNQ[chunk, :, step] = outcome.reward_N
+        rollout.terminated_CNQ[chunk, :, step] = outcome.terminated_N
+        self.age_N = torch.where(outcome.terminated_N, 0, self.age_N + 1)
+        tally.add(outcome, action_NA)
+
+    def _uniform(self, counter: int) -> Tensor:
+        seed = self.config.train.seed
+        draws = [uniform(seed, stream, self.env_ids_N, counter) for stream in self.streams_A]
+        return torch.stack(draws, dim=1)
+
+    def _end(self, rollout: Rollout) -> None:
+        """Keep the last tokens, and mark the episode's end where its length is reached."""
+        kept = self.history_NME.shape[1]
+        token_NTE = rollout.steps(rollout.token_CNQE)[:, -kept:]
+        self.history_NME = torch.cat((self.history_NME, token_NTE), dim=1)[:, -kept:].contiguous()
+        self.phase = (self.phase + 1) % self.config.env.episode_rollouts
+        rollout.truncated_CNQ.zero_()
+        if self.phase == 0:
+            rollout.truncated_CNQ[-1, :, -1] = ~rollout.terminated_CNQ[-1, :, -1]
+
+    def state(self) -> dict:
+        """For this rank's checkpoint file."""
+        return {
+            "history": self.history_NME.cpu(),
+            "age": self.age_N.cpu(),
+            "phase": self.phase,
+            "simulator": {name: tensor.cpu() for name, tensor in self.simulator.state_dict().items()},
+        }
+
+    def load(self, state: dict) -> None:
+        device = self.age_N.device
+        self.history_NME = state["history"].to(device)
+        self.age_N = state["age"].to(device)
+        self.phase = int(state["phase"])
+        moved = {name: tensor.to(device) for name, tensor in state["simulator"].items()}
+        self.simulator.load_state_dict(moved)
