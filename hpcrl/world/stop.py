@@ -1,0 +1,56 @@
+"""From a signal to an agreed stop: handlers set a flag, all ranks look at it together, nothing else.
+
+TERM (Slurm's cancel, preemption and time limit), USR2 (Slurm's early warning) and INT (Ctrl-C) ask for a
+checkpoint and an end. USR1 is left alone: NCCL uses it.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from types import FrameType
+
+from hpcrl.world.world import World
+
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
+
+
+class StopFlag:
+    """Install before the slow imports: a signal that arrives earlier ends the process with nothing saved."""
+
+    def __init__(self) -> None:
+        self.signal: signal.Signals | None = None
+        """The first signal that arrived at this rank."""
+        self._interrupts = 0
+
+    def install(self) -> StopFlag:
+        for number in _SIGNALS:
+            signal.signal(number, self._note)
+        return self
+
+    def _note(self, number: int, _frame: FrameType | None) -> None:
+        if self.signal is None:
+            self.signal = signal.Signals(number)
+        if number == signal.SIGINT:
+            self._interrupts += 1
+            if self._interrupts == 2:
+                # A run that is stuck never reaches the agreed stop.
+                signal.signal(signal.SIGINT, signal.SIG_DFL)
+                os.write(
+                    2, b"\nstill waiting for the end of this epoch; Ctrl-C once more kills the run unsaved\n"
+                )
+
+    def request(self, number: signal.Signals = signal.SIGTERM) -> None:
+        """Ask for a stop from within the process."""
+        self.signal = self.signal or number
+
+    @property
+    def requested(self) -> bool:
+        """Whether this rank was asked to stop; another rank may not have been yet."""
+        return self.signal is not None
+
+    def agreed(self, world: World) -> bool:
+        """Collective: True on every rank once any rank was asked to stop."""
+        from hpcrl.world.collectives import any_rank
+
+        return any_rank(world, self.requested)
