@@ -1,0 +1,96 @@
+"""config.json of a run folder: what was run, on which data, by which code; and whether it may go on."""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import hpcrl
+from hpcrl.config.load import validate
+from hpcrl.config.root import Config, changed_keys
+from hpcrl.storage.run_dir import RunDir
+from hpcrl.types import HpcrlError
+
+FORMAT = 1
+PACKAGES = ("torch", "deepspeed", "numpy", "h5py", "TA-Lib")
+
+
+def run_record(config: Config, data: dict, lineage: dict | None) -> dict:
+    """The contents of config.json. ``data``: path, sha256, source, symbols, features, bar_seconds."""
+    return {
+        "format": FORMAT,
+        "config": config.model_dump(mode="json"),
+        "config_sha256": config.digest(),
+        "data": data,
+        "versions": _versions(),
+        "git_commit": git_commit(),
+        "world_size": config.train.world_size,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "lineage": lineage,
+    }
+
+
+def read_record(run: RunDir) -> dict:
+    """config.json of an existing run; HpcrlError if it cannot be read or is of another format."""
+    try:
+        record = json.loads(run.config.read_text())
+        found = record["format"]
+        if found != FORMAT:
+            raise HpcrlError(f"{run.config}: format {found!r}, this version reads format {FORMAT}")
+        Config.model_validate(record["config"])
+        record["data"]["sha256"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        reason = str(error).splitlines()[0]
+        raise HpcrlError(f"{run.config}: not a run's config.json ({reason})") from None
+    return record
+
+
+def recorded_config(record: dict) -> Config:
+    return validate(record["config"], "config of the run")
+
+
+def check_resumable(run: RunDir, record: dict, config: Config, data_sha256: str) -> None:
+    """A resumed run may change epochs, checkpoint, monitor and site keys only, and never its data."""
+    old = recorded_config(record)
+    changed = changed_keys(old, config)
+    if changed:
+        raise HpcrlError(
+            f"{run.path.name} cannot be resumed with another {', '.join(changed[:5])}; resume it without, or "
+            f"start a new run from its weights: --init {run.path}"
+        )
+    if record["data"]["sha256"] != data_sha256:
+        raise HpcrlError(
+            f"{run.path.name} was trained on data with sha256 {record['data']['sha256'][:12]}..., but "
+            f"{config.market.path} has {data_sha256[:12]}...; give --set market.path=FILE with the run's data"
+        )
+
+
+def git_commit() -> str:
+    """Commit of the checkout that the package lies in, with "+changes" where files differ; else ""."""
+    folder = Path(hpcrl.__file__).parent
+    try:
+        commit = _git(folder, "rev-parse", "HEAD")
+        return commit + ("+changes" if _git(folder, "status", "--porcelain", "--", ".") else "")
+    except (OSError, subprocess.SubprocessError):
+        return ""
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    done = subprocess.run(
+        ["git", *arguments], cwd=folder, capture_output=True, text=True, check=True, timeout=20
+    )
+    return done.stdout.strip()
+
+
+def _versions() -> dict[str, str]:
+    found = {"hpcrl": hpcrl.__version__, "python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = ""
+    return found

@@ -1,0 +1,156 @@
+"""K ranks of this program on this machine, through torch's elastic launch API.
+
+The launcher holds no state: it starts the ranks, hands TERM and INT on, waits for them as long as they need,
+and returns their exit code. No restarts: a run resumes from its folder.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from types import FrameType
+from typing import Any
+
+import psutil
+
+from hpcrl.types import HpcrlError
+
+_FORWARDED = (signal.SIGTERM, signal.SIGINT)
+# Once one rank has ended with an error, the others get TERM and this long: they end at the same agreed moment,
+# so this bounds only ranks that hang in a collective with the dead one. Guessed.
+_GRACE_SECONDS = 120
+
+
+def run_ranks(k: int, argv: list[str]) -> int:
+    """Run ``python -m hpcrl ARGV`` on ``k`` ranks; the exit code (the first failing rank's, 75 and 2 kept).
+
+    A rank that died by a signal gives 128 + its number. Blocks; main thread only (it handles signals).
+    """
+    if k < 1:
+        raise HpcrlError(f"--ranks = {k} must be at least 1")
+    if "RANK" in os.environ:
+        raise HpcrlError(
+            f"--ranks {k} starts ranks itself, but a launcher has started this process; drop one"
+        )
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    for name in ("torch.distributed.elastic", "torch.distributed.launcher"):
+        _silence(name)
+    logs = tempfile.mkdtemp(prefix="hpcrl-ranks-")  # elastic wants one; the ranks write to our own streams
+    options: dict[str, Any] = {"shutdown_timeout": _GRACE_SECONDS}
+    known = {field.name for field in dataclasses.fields(LaunchConfig)}
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=k,
+        run_id=f"hpcrl-{os.getpid()}",
+        rdzv_backend="c10d",
+        rdzv_endpoint="127.0.0.1:0",
+        local_addr="127.0.0.1",
+        max_restarts=0,
+        monitor_interval=0.1,
+        logs_specs=DefaultLogsSpecs(log_dir=logs),
+        # Elastic would kill the ranks 30 s after TERM or INT; we hand both on ourselves and go on waiting.
+        signals_to_handle="SIGQUIT",
+        **{key: value for key, value in options.items() if key in known},
+    )
+    forward = _Forwarder()
+    try:
+        with _environment(k), forward:
+            elastic_launch(config, sys.executable)("-m", "hpcrl", *argv)
+    except ChildFailedError as error:
+        return _exit_code(error)
+    finally:
+        shutil.rmtree(logs, ignore_errors=True)
+    return 0
+
+
+def _silence(name: str) -> None:
+    """A rank prints its own message; elastic's table of failures would bury it."""
+    for known in [name, *logging.root.manager.loggerDict]:
+        if known.startswith(name):
+            logging.getLogger(known).setLevel(logging.CRITICAL)
+
+
+def _exit_code(error: Any) -> int:
+    """The earliest failure's. Ranks that fail together: a usage error speaks for all, then a death."""
+    failures = sorted(error.failures.values(), key=lambda failure: failure.timestamp)
+    codes = [failure.exitcode for failure in failures if failure.timestamp <= failures[0].timestamp + 1]
+    for failure in failures:
+        if failure.exitcode < 0:
+            name = signal.Signals(-failure.exitcode).name
+            print(f"rank {failure.local_rank} was killed by {name}", file=sys.stderr, flush=True)
+    if 2 in codes:
+        return 2
+    bad = [code for code in codes if code != 75]
+    code = bad[0] if bad else codes[0]
+    return 128 - code if code < 0 else code
+
+
+@contextlib.contextmanager
+def _environment(k: int) -> Iterator[None]:
+    """Threads for each rank, and loopback for gloo; put back afterwards."""
+    added = {
+        "OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) // k)),
+        # All ranks are here: a machine whose own name does not resolve must not stop them.
+        "GLOO_SOCKET_IFNAME": "lo",
+    }
+    added = {key: value for key, value in added.items() if key not in os.environ}
+    os.environ.update(added)
+    try:
+        yield
+    finally:
+        for key in added:
+            os.environ.pop(key, None)
+
+
+class _Forwarder:
+    """Hands TERM and INT on to every rank once, also to those that start after the signal."""
+
+    def __init__(self) -> None:
+        self._pending: list[int] = []
+        self._done = threading.Event()
+        self._arrived = threading.Event()
+        self._before: dict[int, Any] = {}
+        self._thread = threading.Thread(target=self._work, daemon=True)
+
+    def __enter__(self) -> _Forwarder:
+        for number in _FORWARDED:
+            self._before[number] = signal.signal(number, self._note)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self._done.set()
+        self._arrived.set()
+        self._thread.join()
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, _frame: FrameType | None) -> None:
+        self._pending.append(number)
+        self._arrived.set()
+
+    def _work(self) -> None:
+        """Its own thread: the main one sits in elastic's loop, and a handler must stay small."""
+        told: set[tuple[int, int]] = set()
+        self._arrived.wait()
+        while not self._done.is_set():
+            for order, number in enumerate(list(self._pending)):
+                for child in psutil.Process().children():
+                    if (order, child.pid) not in told:
+                        told.add((order, child.pid))
+                        with contextlib.suppress(psutil.Error):
+                            child.send_signal(number)
+            self._done.wait(0.1)
