@@ -1,0 +1,185 @@
+"""Replay: the simulator's account driven by a given table of target weights.
+
+It runs the same ``advance`` that trains the agent, with one account, and writes a ledger: one row per bar,
+the first being the start, the last the bankrupt one if there is one.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hpcrl.env.account import Account, Outcome, advance, open_accounts
+from hpcrl.env.bars import Bar, PackedBars, pack
+from hpcrl.evaluate.case import Case, read_case
+
+SIGMA_WINDOW = 78  # log returns: one session of 5-minute bars
+SIGMA_LEAST = 20
+LEVERAGE_SLACK = 1e-12
+
+
+def replay_case(case: dict) -> dict:
+    """Run one case (format in the documentation of ``hpcrl replay``) and return its ledger.
+
+    Returns ``{"rows": [...]}`` of plain Python numbers. HpcrlError if the case is not well formed.
+    """
+    parsed = read_case(case)
+    sigma_BA = known_sigma(parsed)
+    packed = pack_case(parsed, sigma_BA)
+    account = open_accounts(1, len(parsed.assets), parsed.rules, torch.device("cpu"))
+    rows = [_start_row(parsed)]
+    ended_A = np.isfinite(parsed.delist_BA[0])
+    for b in range(1, len(parsed.ts_B)):
+        bar = packed.at(bar_rows(b, len(parsed.assets)))
+        weight_NA = torch.from_numpy(parsed.weight_TA[b - 1 : b])
+        outcome = advance(account, weight_NA, bar, parsed.rules)
+        ended_A = ended_A | np.isfinite(parsed.delist_BA[b])
+        asked_A = np.where(ended_A, 0.0, parsed.weight_TA[b - 1])
+        rows.append(_row(parsed, b, account, outcome, bar, asked_A, sigma_BA[b - 1]))
+        account = outcome.account
+        if bool(outcome.bankrupt_N1):
+            break
+    return {"rows": rows}
+
+
+def bar_rows(b: int, assets: int) -> Tensor:
+    """Rows of bar b in the packed table, [1, A]."""
+    return torch.arange(b * assets, (b + 1) * assets)[None]
+
+
+def pack_case(case: Case, sigma_BA: np.ndarray) -> PackedBars:
+    """The case's bars in the form that the account reads; missing bars get the last close as mark."""
+    present_BA = np.isfinite(case.price["close"])
+    mark_BA = case.price["close"].copy()
+    for b in range(1, len(mark_BA)):
+        mark_BA[b] = np.where(present_BA[b], mark_BA[b], mark_BA[b - 1])
+    price = {f"{k}_BS": torch.from_numpy(np.where(present_BA, v, mark_BA)) for k, v in case.price.items()}
+    return pack(
+        case.rules,
+        ts_B=torch.from_numpy(case.ts_B),
+        **price,
+        volume_BS=torch.from_numpy(np.where(present_BA & ~case.halted_BA, case.volume_BA, 0.0)),
+        present_BS=torch.from_numpy(present_BA),
+        sigma_BS=torch.from_numpy(np.nan_to_num(sigma_BA)),
+        split_BS=torch.from_numpy(case.split_BA),
+        dividend_BS=torch.from_numpy(case.dividend_BA),
+        delist_BS=torch.from_numpy(case.delist_BA),
+    )
+
+
+def known_sigma(case: Case) -> np.ndarray:
+    """[B, A]: the case's own sigma, else the standard deviation (ddof 1) of the last 78 log returns known
+    at the bar's close; NaN with fewer than 20. Returns run from one real close to the next, without the
+    jump of a split."""
+    sigma_BA = case.sigma_BA.copy()
+    for a in range(sigma_BA.shape[1]):
+        returns: list[float] = []
+        last = np.nan
+        for b, close in enumerate(case.price["close"][:, a]):
+            last = last / case.split_BA[b, a]
+            if np.isfinite(close):
+                if np.isfinite(last):
+                    returns.append(np.log(close / last))
+                last = close
+            if np.isnan(sigma_BA[b, a]) and len(returns) >= SIGMA_LEAST:
+                sigma_BA[b, a] = np.std(returns[-SIGMA_WINDOW:], ddof=1)
+    return sigma_BA
+
+
+def _start_row(case: Case) -> dict[str, Any]:
+    cash = case.rules.initial_cash
+    zero = dict.fromkeys(("fees", "spread_cost", "impact_cost", "financing", "dividends"), 0.0)
+    position = dict.fromkeys(case.assets, 0.0)
+    return {
+        "bar": 0,
+        "cash": cash,
+        "equity": cash,
+        "equity_raw": cash,
+        "position": position,
+        **zero,
+        "fills": [],
+        "flags": [],
+        "reward": None,
+    }
+
+
+def _row(
+    case: Case,
+    b: int,
+    before: Account,
+    outcome: Outcome,
+    bar: Bar,
+    asked_A: np.ndarray,
+    sigma_A: np.ndarray,
+) -> dict[str, Any]:
+    after = outcome.account
+    quantity_A = after.quantity_NA[0].tolist()
+    return {
+        "bar": b,
+        "cash": after.cash_N1.item(),
+        "equity": after.equity_N1.item(),
+        "equity_raw": outcome.equity_raw_N1.item(),
+        "position": dict(zip(case.assets, quantity_A, strict=True)),
+        "fees": outcome.commission_NA.sum().item(),
+        "spread_cost": outcome.spread_NA.sum().item(),
+        "impact_cost": outcome.impact_NA.sum().item(),
+        "financing": outcome.financing_N1.item(),
+        "dividends": outcome.dividend_N1.item(),
+        "fills": _fills(case, outcome, bar),
+        "flags": _flags(case, b, before, outcome, asked_A, sigma_A),
+        "reward": outcome.log_return_N1.item(),
+    }
+
+
+def _processing_order(outcome: Outcome) -> list[int]:
+    """Assets with an order: sells before buys, else in the assets' order."""
+    order_A = outcome.order_NA[0].tolist()
+    sells = [a for a, order in enumerate(order_A) if order < 0]
+    return sells + [a for a, order in enumerate(order_A) if order > 0]
+
+
+def _fills(case: Case, outcome: Outcome, bar: Bar) -> list[dict[str, Any]]:
+    fills = []
+    for a in _processing_order(outcome):
+        quantity = outcome.fill_NA[0, a].item()
+        if quantity:
+            # open x (1 + side x cost share); the cost share is spread and impact over |fill| x open
+            cost = (outcome.spread_NA[0, a] + outcome.impact_NA[0, a]).item()
+            price = bar.open[0, a].item() + cost / quantity
+            commission = outcome.commission_NA[0, a].item()
+            fills.append({"asset": case.assets[a], "qty": quantity, "price": price, "commission": commission})
+    return fills
+
+
+def _flags(
+    case: Case, b: int, before: Account, outcome: Outcome, asked_A: np.ndarray, sigma_A: np.ndarray
+) -> list[str]:
+    """Flags in the order of the step."""
+    called, gap = bool(before.called_N1), bool(outcome.gap_N1)
+    flags = ["margin_call_liquidation"] if called else []
+    for a, asset in enumerate(case.assets):
+        flags += [f"split:{asset}"] if case.split_BA[b, a] != 1 else []
+        flags += [f"dividend:{asset}"] if case.dividend_BA[b, a] != 0 else []
+    flags += [f"delisted:{a}" for a, price in zip(case.assets, case.delist_BA[b], strict=True) if price >= 0]
+    if gap:
+        return [*flags, "bankrupt_gap"]
+    scaled = np.abs(asked_A).sum() > case.rules.max_leverage * (1 + LEVERAGE_SLACK)
+    flags += ["leverage_scaled"] if scaled and not called else []
+    for a in _processing_order(outcome):
+        order, fill = abs(outcome.order_NA[0, a].item()), abs(outcome.fill_NA[0, a].item())
+        if not fill:
+            flags.append(f"no_fill:{case.assets[a]}")
+        elif fill < order:
+            flags.append(f"partial:{case.assets[a]}")
+        if fill and case.rules.impact_coef and np.isnan(sigma_A[a]):
+            flags.append(f"no_sigma:{case.assets[a]}")
+    if outcome.intrabar_N1 is not None and bool(outcome.intrabar_N1):
+        flags.append("bankrupt_intrabar")
+    elif bool(outcome.bankrupt_N1):
+        flags.append("bankrupt_close")
+    elif case.rules.maintenance and bool(outcome.account.called_N1):
+        flags.append("margin_call")
+    return flags
