@@ -1,0 +1,149 @@
+"""One symbol's clean rows laid on its calendar's grid: gaps masked, off-grid rows put aside, features added.
+
+Refuses data whose grid is not the calendar's (more than a fifth of the rows off it, or bars longer than
+``bar_seconds``), corporate actions that sit on an off-grid row, and features that are not finite.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from hpcrl.market.bars import SymbolBars
+from hpcrl.market.calendar import SECOND_NS, Grid
+from hpcrl.market.clean import PRICES, iso
+from hpcrl.market.features import BURN_IN, compute_features
+from hpcrl.types import HpcrlError
+
+OFF_GRID_LIMIT = 0.20
+"""Above this share of off-grid rows the calendar, the time zone or the bar length is wrong (a guess)."""
+ADVICE = "check --calendar (24/7 for a market that never closes), --timezone and --bar-seconds"
+SPLIT_RATIOS = np.array([2, 3, 4, 5, 6, 7, 8, 10, 15, 20, 25, 30, 50, 1.5])
+SPLIT_TOLERANCE = 0.04
+"""In logs: the overnight move that may come on top of the split (measured: AAPL 2000 and 2005, 0.01)."""
+
+
+def align(
+    rows: pd.DataFrame, grid: Grid, bar_seconds: int, features: tuple[str, ...], computed: bool
+) -> tuple[SymbolBars, pd.DataFrame]:
+    """Bars of one symbol (``rows`` sorted by time, no duplicates) and the rows that are off the grid."""
+    symbol = str(rows["symbol"].iloc[0])
+    stamp_R = rows["timestamp"].to_numpy()
+    place_R = np.minimum(np.searchsorted(grid.ts_G, stamp_R), max(len(grid.ts_G) - 1, 0))
+    on_R = grid.ts_G[place_R] == stamp_R if len(grid.ts_G) else np.zeros(len(stamp_R), dtype=bool)
+    _check_grid(symbol, stamp_R, on_R, bar_seconds)
+    aside, rows, place_R = rows[~on_R], rows[on_R], place_R[on_R]
+    acting = aside[(aside["split"] != 1.0) | (aside["dividend"] != 0.0) | aside["delist"].notna()]
+    if len(acting):
+        raise HpcrlError(
+            f"{symbol}: the off-grid row at {iso(int(acting['timestamp'].iloc[0]))} carries a split, dividend "
+            "or delisting, which dropping it would lose; move it to a bar of the session"
+        )
+    span = slice(place_R[0], place_R[-1] + 1)
+    session_B = grid.session_G[span]
+    _check_step(symbol, place_R, grid, bar_seconds)
+    return _fill(symbol, rows, place_R - place_R[0], grid, span, session_B, features, computed), aside
+
+
+def _check_grid(symbol: str, stamp_R: np.ndarray, on_R: np.ndarray, bar_seconds: int) -> None:
+    share = 1.0 - on_R.mean()
+    if share <= OFF_GRID_LIMIT:
+        return
+    step = int(pd.Series(np.diff(stamp_R)).mode().iloc[0]) // SECOND_NS if len(stamp_R) > 1 else bar_seconds
+    usual = f" (the usual step of its rows is {step} s)" if step != bar_seconds else ""
+    raise HpcrlError(
+        f"{symbol}: {(~on_R).sum():,} of {len(on_R):,} rows ({share:.0%}) are off the calendar's "
+        f"{bar_seconds} s grid, the first at {iso(int(stamp_R[~on_R][0]))}{usual}; {ADVICE}"
+    )
+
+
+def _check_step(symbol: str, place_R: np.ndarray, grid: Grid, bar_seconds: int) -> None:
+    """Bars longer than said would all be on the grid, with masked rows between them."""
+    same_R = np.diff(grid.session_G[place_R]) == 0
+    step = int(np.gcd.reduce(np.diff(place_R)[same_R])) if same_R.sum() >= 20 else 1
+    if step > 1:
+        raise HpcrlError(
+            f"{symbol}: its bars are {step * bar_seconds} s apart, not {bar_seconds} s; "
+            f"give --bar-seconds {step * bar_seconds}"
+        )
+
+
+def _fill(
+    symbol: str,
+    rows: pd.DataFrame,
+    at_R: np.ndarray,
+    grid: Grid,
+    span: slice,
+    session_B: np.ndarray,
+    features: tuple[str, ...],
+    computed: bool,
+) -> SymbolBars:
+    present_B = np.zeros(len(session_B), dtype=bool)
+    present_B[at_R] = True
+
+    def spread(column: str, missing: float) -> np.ndarray:
+        out_B = np.full(len(present_B), missing)
+        out_B[at_R] = rows[column].to_numpy(dtype=np.float64)
+        return out_B
+
+    bars = {name: rows[name].to_numpy(dtype=np.float64) for name in (*PRICES, "volume")}
+    bars["session"] = session_B[at_R]
+    own_RF = rows[list(features)].to_numpy(dtype=np.float32)
+    if not np.isfinite(own_RF).all():
+        raise HpcrlError(
+            f"{symbol}: feature {features[int(np.argmax(~np.isfinite(own_RF).all(0)))]} exceeds float32"
+        )
+    value_RF = own_RF
+    if computed:
+        value_RF = np.hstack(
+            [compute_features(bars, rows["split"].to_numpy(dtype=np.float64), symbol), own_RF]
+        )
+    # A missing bar keeps what was last known; row 0 is present, so every bar has a last one.
+    last_B = np.cumsum(present_B) - 1
+    return SymbolBars(
+        symbol=symbol,
+        ts=grid.ts_G[span],
+        present=present_B,
+        session=session_B,
+        session_time=grid.session_time_G[span],
+        features=value_RF[last_B],
+        split=spread("split", 1.0),
+        dividend=spread("dividend", 0.0),
+        delist=spread("delist", np.nan),
+        **{name: spread(name, np.nan) for name in (*PRICES, "volume")},
+    )
+
+
+def split_jumps(bars: SymbolBars) -> list[dict]:
+    """Sessions that open at a split's ratio to the close before, where the source names no split."""
+    rows = np.flatnonzero(bars.present)
+    before, after = rows[:-1], rows[1:]
+    ratio = np.log(bars.close[before] / bars.open[after])
+    near = np.abs(np.abs(ratio)[:, None] - np.log(SPLIT_RATIOS)).min(axis=1) < SPLIT_TOLERANCE
+    hit = near & (bars.session[before] != bars.session[after]) & (bars.split[after] == 1.0)
+    return [
+        {
+            "symbol": bars.symbol,
+            "timestamp": iso(int(bars.ts[row])),
+            "what": f"close {bars.close[last]:g}, next open {bars.open[row]:g}: ratio {np.exp(jump):.3f}",
+        }
+        for last, row, jump in zip(before[hit], after[hit], ratio[hit], strict=True)
+    ]
+
+
+def census(bars: SymbolBars, grid: Grid) -> dict:
+    """Counts of one symbol for the quality report; a session is complete if none of its bars is missing."""
+    session_D, expected_D = np.unique(grid.session_G, return_counts=True)
+    at_D = np.searchsorted(session_D, bars.session[bars.present])
+    there_D = np.bincount(at_D, minlength=len(session_D))
+    return {
+        "first": iso(int(bars.ts[0])),
+        "last": iso(int(bars.ts[-1])),
+        "bars": len(bars.ts),
+        "present": int(bars.present.sum()),
+        "missing": int((~bars.present).sum()),
+        "zero_volume": int((bars.volume == 0).sum()),
+        "sessions": int((there_D > 0).sum()),
+        "complete_sessions": int((there_D == expected_D).sum()),
+        "tradable": max(int(bars.present.sum()) - BURN_IN, 0),
+    }

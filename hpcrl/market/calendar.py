@@ -1,0 +1,112 @@
+"""Which bars an exchange's calendar expects. Stamps are int64 nanoseconds UTC and label a bar's START.
+
+Owns the session grid: every session (half days and lunch breaks included) cut into bars of
+``bar_seconds`` from its open. ``24/7`` is a market that never closes; its session is a UTC day. Bars of a
+day or longer are labelled by midnight UTC of the session's date. Refuses calendars that
+exchange_calendars does not know.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from hpcrl.types import HpcrlError
+
+ALWAYS = "24/7"
+SECOND_NS = 1_000_000_000
+DAY_NS = 86_400 * SECOND_NS
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Every bar of a stretch of sessions, in time order, G of them."""
+
+    ts_G: np.ndarray  # int64 ns UTC, bar start, strictly increasing
+    session_G: np.ndarray  # int32, date of the session in days since 1970-01-01
+    session_time_G: np.ndarray  # float32, 0 at a session's first bar to 1 at its last; 0 in one-bar sessions
+
+
+def session_grid(calendar: str, bar_seconds: int, first_ns: int, last_ns: int) -> Grid:
+    """The grid of all sessions that touch [first_ns, last_ns]. HpcrlError: unknown calendar, bad length."""
+    if bar_seconds < 1:
+        raise HpcrlError(f"bar_seconds is {bar_seconds}; a bar lasts at least 1 second")
+    if calendar == ALWAYS:
+        day_D = np.arange(first_ns // DAY_NS, last_ns // DAY_NS + 1, dtype=np.int64)
+        start_P, stop_P, day_P = day_D * DAY_NS, (day_D + 1) * DAY_NS, day_D
+    else:
+        start_P, stop_P, day_P = _exchange_parts(calendar, first_ns, last_ns)
+    if bar_seconds * SECOND_NS >= DAY_NS:
+        if bar_seconds * SECOND_NS > DAY_NS:
+            raise HpcrlError(
+                f"bar_seconds is {bar_seconds}; bars longer than a day (86400) are not supported"
+            )
+        day_P = np.unique(day_P)
+        start_P, stop_P = day_P * DAY_NS, (day_P + 1) * DAY_NS
+    return _cut(start_P, stop_P, day_P, bar_seconds * SECOND_NS)
+
+
+@functools.lru_cache(maxsize=4)
+def forward_grid(calendar: str, bar_seconds: int, start: str, bars: int) -> Grid:
+    """The first ``bars`` bars from the session on or after ``start`` (a date), for made-up markets."""
+    first = pd.Timestamp(start, tz="UTC")
+    days = 16
+    while True:
+        grid = session_grid(calendar, bar_seconds, first.value, first.value + days * DAY_NS)
+        if len(grid.ts_G) >= bars:
+            return Grid(grid.ts_G[:bars], grid.session_G[:bars], grid.session_time_G[:bars])
+        days *= 2
+
+
+def _exchange_parts(calendar: str, first_ns: int, last_ns: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Start, stop (ns) and day of every uninterrupted part of a session; a lunch break makes two parts."""
+    import exchange_calendars as xc  # takes most of a second to import
+
+    # Two days of margin: sessions of Asian and futures calendars open on the UTC day before their date.
+    start = pd.Timestamp(first_ns, unit="ns").normalize() - pd.Timedelta(days=2)
+    end = pd.Timestamp(last_ns, unit="ns").normalize() + pd.Timedelta(days=2)
+    try:
+        # Short stretches without any session (a long holiday) are an error there: widen to a fortnight.
+        exchange = xc.get_calendar(
+            calendar, start=start - pd.Timedelta(days=14), end=end + pd.Timedelta(days=14)
+        )
+    except xc.errors.InvalidCalendarName:
+        raise HpcrlError(
+            f"calendar {calendar!r} is not known; use an exchange's MIC such as XNYS, XLON, XTKS, or "
+            f"{ALWAYS} for a market that never closes"
+        ) from None
+    except (ValueError, xc.errors.CalendarError) as error:
+        raise HpcrlError(
+            f"calendar {calendar} has no sessions for {start.date()} to {end.date()}: {error}"
+        ) from None
+    table = exchange.schedule
+    table = table[(table.index >= start) & (table.index <= end)]
+    day_D = (table.index.as_unit("ns").asi8 // DAY_NS).astype(np.int64)
+    open_D, close_D = _ns(table["open"]), _ns(table["close"])
+    has_break = table["break_start"].notna().to_numpy()
+    first_stop_D = np.where(has_break, _ns(table["break_start"]), close_D)
+    start_P = np.concatenate([open_D, _ns(table["break_end"])[has_break]])
+    stop_P = np.concatenate([first_stop_D, close_D[has_break]])
+    day_P = np.concatenate([day_D, day_D[has_break]])
+    order = np.argsort(start_P, kind="stable")
+    return start_P[order], stop_P[order], day_P[order]
+
+
+def _ns(column: pd.Series) -> np.ndarray:
+    return pd.DatetimeIndex(column).as_unit("ns").asi8
+
+
+def _cut(start_P: np.ndarray, stop_P: np.ndarray, day_P: np.ndarray, step: int) -> Grid:
+    """Cut the P parts into bars; the last bar of a part may be shorter than the others."""
+    n_P = -((start_P - stop_P) // step)
+    offset_P = np.cumsum(n_P) - n_P
+    within_G = np.arange(n_P.sum(), dtype=np.int64) - np.repeat(offset_P, n_P)
+    ts_G = np.repeat(start_P, n_P) + within_G * step
+    day_G = np.repeat(day_P, n_P)
+    _, first_D, count_D = np.unique(day_G, return_index=True, return_counts=True)
+    position_G = np.arange(len(day_G)) - np.repeat(first_D, count_D)
+    session_time_G = position_G / np.maximum(np.repeat(count_D, count_D) - 1, 1)
+    return Grid(ts_G, day_G.astype(np.int32), session_time_G.astype(np.float32))

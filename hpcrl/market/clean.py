@@ -1,0 +1,237 @@
+"""What is wrong with a raw table of bars: named, counted, and never repaired in silence.
+
+``typed`` turns the raw table into numbers; ``judge`` finds the rows that make it unusable (rejected: no
+file is written) and the harmless ones (identical duplicates: dropped and reported). Off-grid stamps and
+gaps need the exchange's calendar and are ``align``'s part. Stamps are int64 nanoseconds UTC.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import numpy as np
+import pandas as pd
+
+from hpcrl.market.files import OPTIONAL
+from hpcrl.types import HpcrlError
+
+PRICES = ("open", "high", "low", "close")
+DEFAULTS = {"split": 1.0, "dividend": 0.0, "delist": np.nan}
+NAMED_ROWS = 10
+"""Rows that a verdict names; the counts cover all."""
+_ZONED = r"\d{1,2}:\d{2}(?::\d{2}(?:[.,]\d+)?)?\s*(?:Z|UTC|GMT|[+-]\d{2}(?::?\d{2})?)$"
+
+
+@dataclass
+class Verdicts:
+    """Rows by kind of finding. ``rows`` holds (place in the input, description), at most NAMED_ROWS each."""
+
+    counts: dict[str, int] = field(default_factory=dict)
+    rows: dict[str, list[tuple[int, dict]]] = field(default_factory=dict)
+
+    def add(self, kind: str, frame: pd.DataFrame, files: list[str], what: Iterable[str] | str) -> None:
+        """Count every row of ``frame`` under ``kind`` and name the first ones."""
+        if frame.empty:
+            return
+        self.counts[kind] = self.counts.get(kind, 0) + len(frame)
+        texts = [what] * len(frame) if isinstance(what, str) else list(what)
+        named = self.rows.setdefault(kind, [])
+        for (place, row), text in zip(frame.head(NAMED_ROWS - len(named)).iterrows(), texts, strict=False):
+            named.append((int(place), {**locate(row, files), "what": text}))  # type: ignore[call-overload]
+
+    def summary(self) -> dict[str, dict]:
+        return {
+            kind: {"count": count, "rows": [row for _, row in self.rows[kind]]}
+            for kind, count in self.counts.items()
+        }
+
+    def refuse(self, name: str, total: int, why: str = "rejected; nothing was written") -> None:
+        """HpcrlError naming counts and the first rows, if there is any finding."""
+        if not self.counts:
+            return
+        first = sorted(((place, kind, row) for kind, rows in self.rows.items() for place, row in rows),
+                       key=lambda item: item[0])[:NAMED_ROWS]  # fmt: skip
+        counts = ", ".join(f"{count:,} {kind}" for kind, count in self.counts.items())
+        lines = [f"{name}: {counts} among {total:,} rows: {why}"]
+        lines += [f"  {row['where']}, {row['symbol']} at {row['timestamp']}: {kind}: {row['what']}"
+                  for _, kind, row in first]  # fmt: skip
+        if sum(self.counts.values()) > len(first):
+            lines.append("  ...")
+        raise HpcrlError("\n".join(lines))
+
+
+def locate(row: pd.Series, files: list[str]) -> dict[str, str]:
+    """Where a row came from: file and line, symbol, stamp."""
+    stamp = row["timestamp"]
+    if isinstance(stamp, (int, np.integer)):
+        stamp = iso(int(stamp))
+    where = f"line {row['_line']}" if len(files) < 2 else f"{files[int(row['_file'])]} line {row['_line']}"
+    return {"where": where, "symbol": str(row["symbol"]), "timestamp": str(stamp)}
+
+
+def iso(ns: int) -> str:
+    """2022-04-18T16:02:00Z, with a fraction only where there is one."""
+    return pd.Timestamp(ns, tz="UTC").isoformat().replace("+00:00", "Z")
+
+
+def typed(
+    frame: pd.DataFrame, files: list[str], features: tuple[str, ...], timezone: str | None
+) -> pd.DataFrame:
+    """Numbers for text: ``timestamp`` as int64 ns UTC, values float64, defaults for the optional columns.
+
+    HpcrlError: stamps without a zone (and no ``timezone``), unparsable fields, rows without a symbol.
+    """
+    name = ", ".join(files)
+    bad = Verdicts()
+    stamp = _stamps(frame["timestamp"], timezone, name)
+    bad.add("unparsable", frame[stamp.isna()], files, "the timestamp is no point in time")
+    no_symbol = frame["symbol"].isna() | (frame["symbol"].astype(str).str.strip() == "")
+    bad.add("unparsable", frame[no_symbol], files, "no symbol")
+    values = {}
+    for column in [*PRICES, "volume", *features, *(c for c in OPTIONAL if c not in features)]:
+        if column not in frame.columns:
+            values[column] = np.full(len(frame), DEFAULTS[column])
+            continue
+        number = pd.to_numeric(frame[column], errors="coerce").astype("float64")
+        empty = frame[column].isna()
+        wrong = number.isna() & (~empty if column in DEFAULTS and column not in features else True)
+        found = frame.loc[wrong, column]
+        what = (f"{column} is {'empty' if pd.isna(cell) else repr(cell)}" for cell in found.head(NAMED_ROWS))
+        bad.add("unparsable", frame[wrong], files, what)
+        values[column] = (
+            number.fillna(DEFAULTS[column]) if column in DEFAULTS and column not in features else number
+        )
+    bad.refuse(name, len(frame))
+    out = pd.DataFrame(values, index=frame.index)
+    out["timestamp"] = pd.DatetimeIndex(stamp).as_unit("ns").asi8
+    out["symbol"] = frame["symbol"].astype(str).str.strip()
+    out["_file"], out["_line"] = frame["_file"], frame["_line"]
+    return out
+
+
+def _stamps(column: pd.Series, timezone: str | None, name: str) -> pd.Series:
+    """UTC stamps, NaT where unparsable."""
+    if pd.api.types.is_numeric_dtype(column):
+        raise HpcrlError(
+            f"{name}: timestamps are numbers ({column.iloc[0]}); write them as 2022-04-18T16:00:00Z"
+        )
+    if isinstance(column.dtype, pd.DatetimeTZDtype):
+        return column.dt.tz_convert("UTC")
+    if pd.api.types.is_datetime64_dtype(column):
+        return _localise(column, timezone, name)
+    text = column.astype("str").str.strip()
+    filled = column.notna() & (text != "")
+    zoned = text.str.contains(_ZONED, regex=True, na=False)
+    if (zoned | ~filled).all():
+        return pd.to_datetime(text.where(filled), utc=True, errors="coerce", format="ISO8601")
+    if zoned.any():
+        odd = text[filled & ~zoned].iloc[0]
+        raise HpcrlError(
+            f"{name}: some timestamps carry a zone and some do not (such as {odd!r}); make them alike"
+        )
+    naive = pd.to_datetime(text.where(filled), errors="coerce", format="ISO8601")
+    if filled.any() and naive[filled].isna().all():
+        raise HpcrlError(
+            f"{name}: {text[filled].iloc[0]!r} is no timestamp; write them as 2022-04-18T16:00:00Z"
+        )
+    return _localise(naive, timezone, name)
+
+
+def _localise(naive: pd.Series, timezone: str | None, name: str) -> pd.Series:
+    if timezone is None:
+        raise HpcrlError(
+            f"{name}: timestamps such as {naive.iloc[0]} carry no time zone; write 2022-04-18T16:00:00Z, "
+            "or name the zone they are in (--timezone America/New_York)"
+        )
+    try:
+        # The hour that a clock change skips or doubles has no certain UTC time: such rows are unparsable.
+        local = naive.dt.tz_localize(timezone, ambiguous="NaT", nonexistent="NaT")
+    except (KeyError, ValueError, TypeError) as error:
+        raise HpcrlError(
+            f"timezone {timezone!r} is not known ({error}); use a name such as America/New_York"
+        ) from None
+    return local.dt.tz_convert("UTC")
+
+
+def judge(
+    frame: pd.DataFrame, files: list[str], features: tuple[str, ...], price_adjustment: str
+) -> tuple[pd.DataFrame, Verdicts]:
+    """Rows in (symbol, time) order without identical duplicates, and what was dropped.
+
+    HpcrlError names every kind of unusable row, the counts and the first rows.
+    """
+    bad = Verdicts()
+    _judge_values(frame, files, features, price_adjustment, bad)
+    _judge_order(frame, files, bad)
+    code = frame["symbol"].astype("category").cat.codes.to_numpy()
+    ordered = frame.iloc[np.lexsort((frame["timestamp"].to_numpy(), code))]
+    again = ordered.duplicated(["symbol", "timestamp"], keep="first").to_numpy()
+    table = ordered[[*PRICES, "volume", *features, *(c for c in OPTIONAL if c not in features)]].to_numpy()
+    same = np.r_[
+        False, ((table[1:] == table[:-1]) | (np.isnan(table[1:]) & np.isnan(table[:-1]))).all(axis=1)
+    ]
+    bad.add("conflicting_duplicate", ordered[again & ~same], files, "an earlier row has other values")
+    delisted = ordered["delist"].notna().groupby(ordered["symbol"]).cumsum() - ordered["delist"].notna()
+    bad.add("after_delisting", ordered[delisted.to_numpy() > 0], files, "the symbol was delisted before")
+    bad.refuse(", ".join(files), len(frame))
+    dropped = Verdicts()
+    dropped.add("identical_duplicate", ordered[again & same], files, "the same bar again")
+    return ordered[~again], dropped
+
+
+def _judge_values(
+    frame: pd.DataFrame, files: list[str], features: tuple[str, ...], price_adjustment: str, bad: Verdicts
+) -> None:
+    numbers = [*PRICES, "volume", *features, *(c for c in OPTIONAL if c not in features)]
+    infinite = pd.DataFrame(np.isinf(frame[numbers].to_numpy()), columns=numbers, index=frame.index)
+    rows = infinite[infinite.any(axis=1)]
+    bad.add(
+        "infinite",
+        frame.loc[rows.index],
+        files,
+        (f"{row.idxmax()} is infinite" for _, row in rows.head(NAMED_ROWS).iterrows()),
+    )
+    price = frame[list(PRICES)]
+    low_price = frame[(price <= 0).any(axis=1)]
+    bad.add("price_not_positive", low_price, files, _quote(low_price))
+    top, bottom = price[["open", "close", "low"]].max(axis=1), price[["open", "close", "high"]].min(axis=1)
+    crossed = frame[(price["high"] < top) | (price["low"] > bottom)]
+    bad.add("ohlc_order", crossed, files, _quote(crossed))
+    negative = frame[frame["volume"] < 0]
+    bad.add("negative_volume", negative, files, (f"volume is {value:g}" for value in negative["volume"]))
+    if "split" not in features:
+        odd = frame[~(frame["split"] > 0)]
+        bad.add(
+            "bad_split",
+            odd,
+            files,
+            (f"split is {value:g}; shares after / before, above 0" for value in odd["split"]),
+        )
+        if price_adjustment in ("splits", "splits_dividends"):
+            twice = frame[frame["split"] != 1.0]
+            bad.add(
+                "split_twice",
+                twice,
+                files,
+                f"a split, but the prices are said to be adjusted ({price_adjustment})",
+            )
+    if "delist" not in features:
+        odd = frame[frame["delist"] < 0]
+        bad.add("bad_delist", odd, files, (f"delist is {value:g}; a price >= 0" for value in odd["delist"]))
+
+
+def _judge_order(frame: pd.DataFrame, files: list[str], bad: Verdicts) -> None:
+    """Within a file, a symbol's stamps may not go backwards; files may come in any order."""
+    symbol = frame["symbol"].astype("category").cat.codes.to_numpy().astype(np.int64)
+    group = frame["_file"].to_numpy().astype(np.int64) * (symbol.max() + 1) + symbol
+    order = np.argsort(group, kind="stable")
+    stamp = frame["timestamp"].to_numpy()[order]
+    back = np.r_[False, (np.diff(group[order]) == 0) & (np.diff(stamp) < 0)]
+    rows, before = frame.iloc[order[back]], stamp[np.flatnonzero(back) - 1]
+    bad.add("unsorted", rows, files, (f"after {iso(int(ns))}" for ns in before[:NAMED_ROWS]))
+
+
+def _quote(rows: pd.DataFrame) -> Iterable[str]:
+    cells = rows.head(NAMED_ROWS)[list(PRICES)].to_numpy()
+    return ("open {:.12g}, high {:.12g}, low {:.12g}, close {:.12g}".format(*row) for row in cells)

@@ -1,0 +1,92 @@
+"""The quality report of a staged data set: what was found and what was done about it.
+
+A plain dictionary (JSON beside the file) and a table for people. Rejected data never get this far: the
+error names their rows.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from hpcrl.market.align import census, split_jumps
+from hpcrl.market.bars import SymbolBars
+from hpcrl.market.calendar import Grid
+from hpcrl.market.clean import NAMED_ROWS, Verdicts
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+def build_report(header: dict[str, Any], dropped: Verdicts, rows_read: int) -> dict[str, Any]:
+    """An empty report; ``add_symbol`` fills it. ``header``: source, files, calendar, bar_seconds..."""
+    return {
+        **header,
+        "rows_read": rows_read,
+        "rows_kept": 0,
+        "dropped": dropped.summary(),
+        "masked": {"missing_bars": 0, "zero_volume": 0},
+        "flagged": {},
+        "symbols": {},
+    }
+
+
+def add_symbol(report: dict[str, Any], bars: SymbolBars, grid: Grid, price_adjustment: str) -> None:
+    """Count one symbol's bars and flag what looks wrong though it is possible."""
+    counts = census(bars, grid)
+    report["symbols"][bars.symbol] = counts
+    report["rows_kept"] += counts["present"]
+    report["masked"]["missing_bars"] += counts["missing"]
+    report["masked"]["zero_volume"] += counts["zero_volume"]
+    if price_adjustment in ("unadjusted", "unknown"):
+        flag(report, "split_jump", split_jumps(bars))
+    if counts["tradable"] == 0:
+        what = f"{counts['present']} bars, all of them burn-in: never traded"
+        flag(report, "too_short", [{"symbol": bars.symbol, "timestamp": counts["last"], "what": what}])
+
+
+def flag(report: dict[str, Any], kind: str, rows: list[dict]) -> None:
+    if rows:
+        entry = report["flagged"].setdefault(kind, {"count": 0, "rows": []})
+        entry["count"] += len(rows)
+        entry["rows"] += rows[: NAMED_ROWS - len(entry["rows"])]
+
+
+def render_report(report: dict[str, Any]) -> Table:
+    """The report as a Rich table: a line per symbol, then one per finding."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    title = f"{report['source']}, {report['calendar']}, {report['bar_seconds']} s bars"
+    table = Table(title=escape(title), caption=escape(_caption(report)), caption_justify="left")
+    columns = (
+        "present",
+        "missing",
+        "zero_volume",
+        "sessions",
+        "complete_sessions",
+        "tradable",
+        "first",
+        "last",
+    )
+    table.add_column("symbol")
+    for column in columns:
+        table.add_column(column.replace("_", " "), justify="left" if column in ("first", "last") else "right")
+    for symbol, counts in report["symbols"].items():
+        cells = [f"{counts[c]:,}" if isinstance(counts[c], int) else counts[c] for c in columns]
+        table.add_row(escape(symbol), *cells)
+    return table
+
+
+def _caption(report: dict[str, Any]) -> str:
+    lines = [f"{report['rows_read']:,} rows read, {report['rows_kept']:,} kept"]
+    for verdict in ("dropped", "flagged"):
+        for kind, entry in report[verdict].items():
+            lines.append(f"{verdict}: {entry['count']:,} {kind.replace('_', ' ')}")
+            lines += [
+                "  "
+                + ", ".join(
+                    part for part in (row.get("where"), row["symbol"], row["timestamp"], row["what"]) if part
+                )
+                for row in entry["rows"]
+            ]
+    return "\n".join(lines)

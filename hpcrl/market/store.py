@@ -1,0 +1,307 @@
+"""The HDF5 file of a data set: written once under a temporary name, hashed, renamed; then only read.
+
+Root attributes are JSON texts: format, format_version, source, query, created, timezone, bar_seconds,
+price_adjustment, calendar, symbols (rows, present rows, first and last stamp of each), sha256 (of contents),
+feature_names, feature_definitions, burn_in, git_commit. Group ``symbols/NAME`` (percent-encoded) holds one
+dataset per array of ``bars.SymbolBars``. ``sha256`` is defined over what the bars mean (arrays, symbols,
+features, calendar, bar length, price adjustment, burn-in), not over HDF5's bytes or where they came from:
+two ways to stage the same bars give the same hash.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import hashlib
+import io
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+from urllib.parse import quote
+
+import h5py
+import hdf5plugin
+import numpy as np
+
+from hpcrl.config.market import MarketConfig
+from hpcrl.market.bars import ARRAYS, SymbolBars
+from hpcrl.market.clean import iso
+from hpcrl.market.dataset import Market, assemble
+from hpcrl.storage.atomic import fsync_folder, temporary_path, write_error
+from hpcrl.types import HpcrlError
+
+__all__ = ["Market", "StoreWriter", "SymbolBars", "load_market", "read_store", "write_store"]
+
+FORMAT = "hpcrl-market"
+FORMAT_VERSION = 1
+HASHED = (
+    "format_version",
+    "bar_seconds",
+    "price_adjustment",
+    "calendar",
+    "feature_names",
+    "feature_definitions",
+    "burn_in",
+)
+NEEDED = (*HASHED, "source", "query", "created", "timezone", "symbols", "sha256", "git_commit")
+CHUNK_BYTES = 1 << 20
+"""Measured: chunks of 0.5 to 4 MB write and read alike; smaller ones are slower."""
+
+
+class _Sink(io.RawIOBase):
+    """The file below HDF5. Keeps the first failure to itself until the file is closed.
+
+    On a full disk HDF5's own driver fails again while closing, keeps the file open, and crashes the
+    process at exit; so HDF5 is told that all is well, and the writer raises.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("x+b", buffering=0)
+        self.error: OSError | None = None
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def readinto(self, buffer: Any) -> int:
+        view, done = memoryview(buffer).cast("B"), 0
+        while done < len(view) and (count := self._file.readinto(view[done:])):
+            done += count
+        return done
+
+    def write(self, data: Any) -> int:
+        view, done = memoryview(data).cast("B"), 0
+        while done < len(view) and self.error is None:
+            try:
+                done += self._file.write(view[done:])
+            except OSError as error:
+                self.error = error
+        return len(view)
+
+    def truncate(self, size: int | None = None) -> int:
+        try:
+            return self._file.truncate(size)
+        except OSError as error:
+            self.error = self.error or error
+            return size or 0
+
+    def flush(self) -> None:
+        pass
+
+    def finish(self) -> None:
+        """Make it durable and close it. OSError: the first failure of any write."""
+        try:
+            if self.error is not None:
+                raise self.error
+            os.fsync(self._file.fileno())
+        finally:
+            self._file.close()
+
+
+class StoreWriter:
+    """Writes one file symbol by symbol; ``with`` renames it at the end or leaves nothing behind.
+
+    ``sha256`` is known after ``finish``. RunFailed: the file cannot be written (a full disk).
+    """
+
+    def __init__(self, path: str | Path, attributes: Mapping[str, Any]) -> None:
+        self.path = Path(path)
+        self.sha256 = ""
+        self._attributes = {"format": FORMAT, "format_version": FORMAT_VERSION, **attributes}
+        self._symbols: dict[str, dict[str, Any]] = {}
+        self._digests: dict[str, str] = {}
+        self._temporary = temporary_path(self.path)
+        self._sink: _Sink | None = None
+        self._file: h5py.File | None = None
+
+    def __enter__(self) -> StoreWriter:
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._sink = _Sink(self._temporary)
+        except OSError as error:
+            raise write_error(self.path, error) from None
+        # v110: attributes may exceed 64 KiB (thousands of symbols), and old readers are no aim.
+        self._file = h5py.File(self._sink, "w", libver=("v110", "v110"))
+        return self
+
+    def add(self, bars: SymbolBars) -> None:
+        """Write one symbol. HpcrlError: named twice; ValueError: arrays of wrong type or length."""
+        assert self._file is not None and self._sink is not None
+        if bars.symbol in self._symbols:
+            raise HpcrlError(f"symbol {bars.symbol} is there twice")
+        digest = hashlib.sha256()
+        group = self._file.create_group(f"symbols/{_group_name(bars.symbol)}")
+        for name, array in bars.arrays():
+            if array.dtype != ARRAYS[name] or len(array) != len(bars.ts):
+                raise ValueError(
+                    f"{bars.symbol}: {name} is {array.dtype} [{len(array)}], {len(bars.ts)} rows expected"
+                )
+            array = np.ascontiguousarray(array)
+            digest.update(f"{name} {array.dtype.str} {array.shape}\n".encode())
+            digest.update(array.view(np.uint8).data if array.size else b"")
+            _write_array(group, name, array)
+        if self._sink.error is not None:  # no use in going on
+            raise write_error(self.path, self._sink.error)
+        self._digests[bars.symbol] = digest.hexdigest()
+        self._symbols[bars.symbol] = {
+            "rows": len(bars.ts),
+            "present": int(bars.present.sum()),
+            "first": iso(int(bars.ts[0])),
+            "last": iso(int(bars.ts[-1])),
+        }
+
+    def finish(self) -> str:
+        """Write the header, close and sync the temporary file; returns the hash of the contents."""
+        assert self._file is not None and self._sink is not None
+        if not self._symbols:
+            raise HpcrlError(f"{self.path}: no symbol to write")
+        self.sha256 = contents_hash(self._attributes, self._digests)
+        header = {**self._attributes, "symbols": self._symbols, "sha256": self.sha256}
+        for key, value in header.items():
+            self._file.attrs[key] = json.dumps(value, sort_keys=key != "symbols", allow_nan=False)
+        file, self._file = self._file, None
+        file.close()
+        try:
+            self._sink.finish()
+        except OSError as error:
+            raise write_error(self.path, error) from None
+        return self.sha256
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if kind is None:
+                if not self.sha256:
+                    self.finish()
+                os.replace(self._temporary, self.path)
+                fsync_folder(self.path.parent)
+        except OSError as failure:
+            raise write_error(self.path, failure) from None
+        finally:
+            if self._file is not None:
+                self._file.close()
+                with contextlib.suppress(OSError):
+                    self._sink.finish()  # type: ignore[union-attr]
+            self._temporary.unlink(missing_ok=True)
+
+
+def contents_hash(attributes: Mapping[str, Any], digests: Mapping[str, str]) -> str:
+    """SHA-256 over the header keys that give the arrays their meaning, and each symbol's digest in order."""
+    meaning = {key: attributes[key] for key in HASHED}
+    return hashlib.sha256(json.dumps([meaning, list(digests.items())], sort_keys=True).encode()).hexdigest()
+
+
+def _group_name(symbol: str) -> str:
+    # A slash would nest groups, and "." is HDF5's name for the group itself.
+    return quote(symbol, safe="").replace(".", "%2E")
+
+
+def _write_array(group: h5py.Group, name: str, array: np.ndarray) -> None:
+    row_bytes = array.dtype.itemsize * int(np.prod(array.shape[1:]))
+    rows = max(min(len(array), CHUNK_BYTES // max(row_bytes, 1)), 1)
+    # Shuffled LZ4: the fastest of the measured filters; shared readers need hdf5plugin.
+    blosc = hdf5plugin.Blosc(cname="lz4", clevel=5, shuffle=hdf5plugin.Blosc.SHUFFLE)
+    group.create_dataset(name, data=array, chunks=(rows, *array.shape[1:]), **blosc)
+
+
+def write_store(
+    path: str | Path, bars: Mapping[str, SymbolBars] | Iterable[SymbolBars], attributes: Mapping[str, Any]
+) -> str:
+    """Write all symbols; returns the hash of the contents. RunFailed, and no file, where that fails."""
+    with StoreWriter(path, attributes) as writer:
+        for one in bars.values() if isinstance(bars, Mapping) else bars:
+            writer.add(one)
+    return writer.sha256
+
+
+def read_store(path: str | Path) -> tuple[dict[str, SymbolBars], dict[str, Any]]:
+    """All symbols and the header, contents checked against their hash.
+
+    HpcrlError: missing, foreign, truncated, of another format version, or altered.
+    """
+    path = Path(path)
+    if not path.is_file():
+        kind = "is a folder" if path.is_dir() else "no such file"
+        raise HpcrlError(f"{path}: {kind}; `hpcrl stage` makes market files")
+    try:
+        # Readers never lock: network file systems may lack locks, and the file never changes.
+        with h5py.File(path, "r", locking=False) as file:
+            header = _read_header(file, path)
+            digests: dict[str, str] = {}
+            bars = {symbol: _read_symbol(file, symbol, digests) for symbol in header["symbols"]}
+    except HpcrlError:
+        raise
+    except (OSError, KeyError, ValueError, RuntimeError) as error:
+        raise HpcrlError(
+            f"{path}: not a whole market file of `hpcrl stage` ({_short(error)}); stage it again"
+        ) from None
+    found = contents_hash(header, digests)
+    if found != header["sha256"]:
+        raise HpcrlError(
+            f"{path}: contents do not match their sha256 (they hash to {found[:12]}, the header says "
+            f"{header['sha256'][:12]}); the file was altered or damaged: stage it again"
+        )
+    return bars, header
+
+
+def _read_header(file: h5py.File, path: Path) -> dict[str, Any]:
+    if file.attrs.get("format") != json.dumps(FORMAT):
+        raise HpcrlError(
+            f"{path}: an HDF5 file, but not one of `hpcrl stage` (no format {FORMAT!r} at its root)"
+        )
+    header = {key: json.loads(value) for key, value in file.attrs.items()}
+    if header.get("format_version") != FORMAT_VERSION:
+        version = header.get("format_version")
+        raise HpcrlError(f"{path}: format version {version}; {FORMAT_VERSION} is read: stage it again")
+    missing = [key for key in NEEDED if key not in header]
+    if missing:
+        raise HpcrlError(f"{path}: its header lacks {', '.join(missing)}; stage it again")
+    return header
+
+
+def _read_symbol(file: h5py.File, symbol: str, digests: dict[str, str]) -> SymbolBars:
+    group = file[f"symbols/{_group_name(symbol)}"]
+    digest, arrays = hashlib.sha256(), {}
+    for name in ARRAYS:
+        array = group[name][...]
+        digest.update(f"{name} {array.dtype.str} {array.shape}\n".encode())
+        digest.update(array.view(np.uint8).data if array.size else b"")
+        arrays[name] = array
+    digests[symbol] = digest.hexdigest()
+    return SymbolBars(symbol=symbol, **arrays)
+
+
+def _short(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    return text if len(text) < 160 else text[:157] + "..."
+
+
+def load_market(config: MarketConfig) -> Market:
+    """The chosen symbols and features of ``config.path``. HpcrlError lists what the file has."""
+    bars, header = read_store(config.path)
+    symbols = _choose("symbol", config.symbols, list(bars), config.path)
+    names = _choose("feature", config.features, header["feature_names"], config.path)
+    columns = [header["feature_names"].index(name) for name in names]
+    chosen = [bars[symbol] for symbol in symbols]
+    return assemble(chosen, names, columns, header, (config.train_fraction, config.validation_fraction))
+
+
+def _choose(kind: str, wanted: tuple[str, ...], there: list[str], path: str) -> tuple[str, ...]:
+    for name in wanted:
+        if name not in there:
+            near = difflib.get_close_matches(name, there, 1)
+            hint = f" (did you mean {near[0]!r}?)" if near else ""
+            raise HpcrlError(f"{path}: no {kind} {name!r}{hint}; it has {', '.join(there)}")
+    doubled = sorted({name for name in wanted if wanted.count(name) > 1})
+    if doubled:
+        raise HpcrlError(f"market.{kind}s names {', '.join(doubled)} more than once")
+    return tuple(wanted or there)

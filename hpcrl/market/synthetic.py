@@ -1,0 +1,97 @@
+"""Made-up bars: a random walk that looks like a market, and a planted market whose best policy is known."""
+
+from __future__ import annotations
+
+import zlib
+
+import numpy as np
+import pandas as pd
+
+from hpcrl.market.calendar import ALWAYS, forward_grid
+from hpcrl.types import HpcrlError
+
+SYMBOLS = ("AAPL", "MSFT", "GOOGL", "TSLA", "NVDA", "AMZN")
+START = "2016-01-04"
+"""First session of every made-up market: past, so that no calendar has to foresee holidays."""
+YEARLY_VOLATILITY = 0.30
+OVERNIGHT_SHARE = 0.30
+"""Share of a day's variance that falls between close and open (a guess; equities show 0.2 to 0.4)."""
+SESSION_BARS = 78
+SESSIONS_A_YEAR = 252
+
+
+def random_walk(
+    symbol: str, bars: int, seed: int, calendar: str = "XNYS", bar_seconds: int = 300
+) -> pd.DataFrame:
+    """``bars`` bars (raw table) of a geometric random walk without drift or memory; volume is heavy-tailed.
+
+    Depends on symbol and seed only, not on which other symbols are made.
+    """
+    if bars < 1:
+        raise HpcrlError(f"bars is {bars}; at least 1 is needed")
+    grid = forward_grid(calendar, bar_seconds, START, bars)
+    rng = np.random.default_rng([seed, zlib.crc32(symbol.encode())])
+    day = YEARLY_VOLATILITY / np.sqrt(SESSIONS_A_YEAR)
+    sigma = day * np.sqrt((1 - OVERNIGHT_SHARE) / SESSION_BARS)
+    starts = np.r_[False, np.diff(grid.session_G) != 0]
+    gap = np.where(starts & (calendar != ALWAYS), day * np.sqrt(OVERNIGHT_SHARE), 0.0) * rng.standard_normal(
+        bars
+    )
+    move = sigma * rng.standard_normal(bars)
+    log_close = np.log(rng.uniform(50, 400)) + np.cumsum(gap + move)
+    open_, close = np.exp(log_close - move), np.exp(log_close)
+    wick = sigma / 2 * np.abs(rng.standard_normal((2, bars)))
+    busy = 1 + 2 * (2 * grid.session_time_G.astype(np.float64) - 1) ** 2  # a session's ends trade more
+    volume = np.round(rng.uniform(5e4, 5e5) * busy * np.exp(0.5 * rng.standard_normal(bars)))
+    return pd.DataFrame(
+        {
+            "timestamp": pd.DatetimeIndex(grid.ts_G, tz="UTC"),
+            "symbol": symbol,
+            "open": open_,
+            "high": np.maximum(open_, close) * np.exp(wick[0]),
+            "low": np.minimum(open_, close) * np.exp(-wick[1]),
+            "close": close,
+            "volume": volume,
+        }
+    )
+
+
+def planted_cue(
+    n_bars: int,
+    k: int,
+    seed: int,
+    *,
+    symbol: str = "CUE",
+    bar_seconds: int = 300,
+    signal: float = 5e-4,
+    noise: float = 5e-4,
+    volume: float = 1e9,
+) -> pd.DataFrame:
+    """Bars whose next return is known to whoever remembers the cue of ``k`` bars ago.
+
+    Column ``cue`` is u_t in {-1, +1}, seen at bar t only. open_{t+1} = close_t and
+    ln(close_{t+1} / close_t) = signal u_{t-k} + noise e_{t+1}, e standard normal; so the best policy at the
+    close of bar t holds sign(u_{t-k}), worth ``signal`` a bar. Calendar ``24/7``. Cues before the first bar
+    exist, but nobody sees them.
+    """
+    if n_bars < 1 or k < 0:
+        raise HpcrlError(f"planted_cue: n_bars is {n_bars} and k is {k}; needed: n_bars >= 1, k >= 0")
+    grid = forward_grid(ALWAYS, bar_seconds, START, n_bars)
+    rng = np.random.default_rng([seed, k])
+    # before_and_now[i] is u_{i-k-1}: bar t's return needs u_{t-1-k}.
+    before_and_now = 2.0 * rng.integers(0, 2, n_bars + k + 1) - 1.0
+    log_return = signal * before_and_now[:n_bars] + noise * rng.standard_normal(n_bars)
+    close = 100.0 * np.exp(np.cumsum(log_return))
+    open_ = np.r_[100.0, close[:-1]]
+    return pd.DataFrame(
+        {
+            "timestamp": pd.DatetimeIndex(grid.ts_G, tz="UTC"),
+            "symbol": symbol,
+            "open": open_,
+            "high": np.maximum(open_, close),
+            "low": np.minimum(open_, close),
+            "close": close,
+            "volume": volume,
+            "cue": before_and_now[k + 1 :],
+        }
+    )
