@@ -22,11 +22,12 @@ from typing import Any
 import psutil
 
 from hpcrl.types import HpcrlError
+from hpcrl.world.ranks import LAUNCHER_PID
 
 _FORWARDED = (signal.SIGTERM, signal.SIGINT)
-# Once one rank has ended with an error, the others get TERM and this long: they end at the same agreed moment,
-# so this bounds only ranks that hang in a collective with the dead one. Guessed.
-_GRACE_SECONDS = 120
+# Once one rank has ended with an error, the others get TERM and this long. An agreed stop ends all ranks at
+# the same moment, so this bounds only ranks that hang in a collective with a dead one. Guessed.
+_GRACE_SECONDS = 60
 
 
 def run_ranks(k: int, argv: list[str]) -> int:
@@ -84,18 +85,24 @@ def _silence(name: str) -> None:
 
 
 def _exit_code(error: Any) -> int:
-    """The earliest failure's. Ranks that fail together: a usage error speaks for all, then a death."""
-    failures = sorted(error.failures.values(), key=lambda failure: failure.timestamp)
-    codes = [failure.exitcode for failure in failures if failure.timestamp <= failures[0].timestamp + 1]
-    for failure in failures:
-        if failure.exitcode < 0:
-            name = signal.Signals(-failure.exitcode).name
-            print(f"rank {failure.local_rank} was killed by {name}", file=sys.stderr, flush=True)
-    if 2 in codes:
+    """One code for all ranks: a usage error speaks first, then a failure, then a death, then a stop.
+
+    The timestamps cannot tell which was first (whole seconds), and ranks that the launcher ended with TERM
+    after another's failure are listed too: TERM counts only where there is nothing else.
+    """
+    codes = {failure.local_rank: failure.exitcode for failure in error.failures.values()}
+    deaths = {rank: -code for rank, code in codes.items() if code < 0 and code != -signal.SIGTERM}
+    for rank, number in sorted(deaths.items()):
+        print(f"rank {rank} was killed by {signal.Signals(number).name}", file=sys.stderr, flush=True)
+    found = set(codes.values())
+    if 2 in found:
         return 2
-    bad = [code for code in codes if code != 75]
-    code = bad[0] if bad else codes[0]
-    return 128 - code if code < 0 else code
+    if deaths:
+        return 128 + deaths[min(deaths)]
+    failed = sorted(code for code in found if code > 0 and code != 75)
+    if failed:
+        return failed[0]
+    return 75 if 75 in found else 128 + signal.SIGTERM
 
 
 @contextlib.contextmanager
@@ -105,8 +112,11 @@ def _environment(k: int) -> Iterator[None]:
         "OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) // k)),
         # All ranks are here: a machine whose own name does not resolve must not stop them.
         "GLOO_SOCKET_IFNAME": "lo",
+        # Elastic gives each rank its own session: without this they would outlive a launcher that is killed,
+        # and write into the folder of the run that is resumed next.
+        LAUNCHER_PID: str(os.getpid()),
     }
-    added = {key: value for key, value in added.items() if key not in os.environ}
+    added = {key: value for key, value in added.items() if key not in os.environ or key == LAUNCHER_PID}
     os.environ.update(added)
     try:
         yield

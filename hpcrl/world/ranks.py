@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Literal, NamedTuple
@@ -24,6 +25,11 @@ Launcher = Literal["none", "torchrun", "slurm"]
 _FIRST_SPECIAL_STEP = 0xFFFFFFF0
 # Below the usual ephemeral ports (32768 up), above the registered services that clusters run.
 _PORT_BASE, _PORT_SPAN = 15_000, 15_000
+
+
+LAUNCHER_PID = "HPCRL_LAUNCHER_PID"
+"""Set by ``hpcrl train --ranks K`` for its ranks."""
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 class Ranks(NamedTuple):
@@ -140,11 +146,24 @@ def _device(choice: str, ranks: Ranks) -> torch.device:
     return torch.device("cuda", index)
 
 
+def die_with_launcher() -> None:
+    """End this rank at once when its own launcher is killed; two attempts must not write one run folder."""
+    launcher = os.environ.get(LAUNCHER_PID)
+    if launcher != str(os.getppid()):
+        return
+    import ctypes
+
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
+    if os.getppid() != int(launcher):  # it died in between
+        os._exit(1)
+
+
 def start_world(device_choice: str = "auto", world_size: int | None = None) -> World:
     """Join the ranks and pick the device. One process meets itself in memory: no port, no network name.
 
     ``world_size`` is what the config says; None skips the comparison with the launcher.
     """
+    die_with_launcher()
     ranks = read_ranks()
     if world_size is not None:
         check_size(ranks, world_size)
