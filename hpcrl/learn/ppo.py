@@ -125,7 +125,7 @@ def _loss(engine: Engine, batch, targets: Targets, config: Config) -> LossTerms:
 
 def _mean(value: Tensor, world: World) -> float:
     """Mean over ranks of a scalar; collective, so that all ranks take the same decision."""
-    return float(all_sum(value.double().reshape(1), world)) / world.size
+    return float(all_sum(world, value.double().reshape(1))) / world.size
 
 
 class _Log:
@@ -152,7 +152,7 @@ class _Log:
 
     def metrics(self) -> dict[str, float]:
         stacked = torch.stack([self.sums[name] for name in self.NAMES] + [self.first_log_ratio.double()])
-        mean = (all_sum(stacked, self.world) / self.world.size).tolist()
+        mean = (all_sum(self.world, stacked) / self.world.size).tolist()
         loss, policy, value, entropy, kl, clip = (x / self.steps for x in mean[:-1])
         return {
             "loss": loss,

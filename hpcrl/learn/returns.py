@@ -77,9 +77,9 @@ class ReturnScale:
             seen[:, t] = running
             running = running * going[:, t]
         self.running_N = running
-        n, total = all_sum(torch.stack((seen.new_tensor(float(seen.numel())), seen.sum())), world).tolist()
+        n, total = all_sum(world, torch.stack((seen.new_tensor(float(seen.numel())), seen.sum()))).tolist()
         mean = total / n
-        (m2,) = all_sum(((seen - mean) ** 2).sum()[None], world).tolist()
+        (m2,) = all_sum(world, ((seen - mean) ** 2).sum()[None]).tolist()
         both = self.count + n
         delta = mean - self.mean
         self.m2 += m2 + delta * delta * self.count * n / both
@@ -99,7 +99,7 @@ def normalise(advantage_NT: Tensor, world: World) -> Tensor:
     Per minibatch would erase a chunk's mean, which is what a sequence has to say.
     """
     x = advantage_NT.double()
-    n, total = all_sum(torch.stack((x.new_tensor(float(x.numel())), x.sum())), world).tolist()
+    n, total = all_sum(world, torch.stack((x.new_tensor(float(x.numel())), x.sum()))).tolist()
     mean = total / n
-    (square,) = all_sum(((x - mean) ** 2).sum()[None], world).tolist()
+    (square,) = all_sum(world, ((x - mean) ** 2).sum()[None]).tolist()
     return ((x - mean) / ((square / n) ** 0.5 + 1e-8)).float()

@@ -15,11 +15,14 @@ from torch import Tensor
 from hpcrl.config.root import Config
 from hpcrl.env.draws import uniform
 from hpcrl.env.simulator import Simulator, Step
+from hpcrl.monitor.stopwatch import Stopwatch
 from hpcrl.policy.heads import choose
 from hpcrl.policy.kv_cache import KVCache
 from hpcrl.policy.transformer import TransformerPolicy
 from hpcrl.types import Rollout
 
+EPISODES_PER_EPOCH = 1 << 20
+"""More than one environment can begin in one epoch; spaces the draws of a run that restarts its episodes."""
 ACTION_STREAM = 1_000
 """First stream of the hash that action sampling uses; asset a draws from ACTION_STREAM + a."""
 
@@ -55,10 +58,16 @@ class Collector:
     """Owns the environments' token history and episode phase; both go into the rank's checkpoint."""
 
     def __init__(
-        self, simulator: Simulator, policy: TransformerPolicy, config: Config, env_ids_N: Tensor
+        self,
+        simulator: Simulator,
+        policy: TransformerPolicy,
+        config: Config,
+        env_ids_N: Tensor,
+        watch: Stopwatch,
     ) -> None:
+        """``watch`` gets the spans rebuild, policy and env."""
         self.simulator, self.policy, self.config = simulator, policy, config
-        self.env_ids_N = env_ids_N
+        self.env_ids_N, self.watch = env_ids_N, watch
         device = env_ids_N.device
         n_envs, entries = simulator.n_envs, simulator.n_entries
         self.history_NME = torch.zeros(n_envs, config.policy.padded_history, entries, device=device)
@@ -90,7 +99,8 @@ class Collector:
         """One rollout; ``epoch`` counts rollouts and seeds the actions. Overwrites the last rollout."""
         if self.phase == 0:
             self.history_NME, self.age_N = self.simulator.begin_episodes(self.config.episode_steps)
-        cache = self.policy.rebuild(self.history_NME, self.age_N.clamp_max(self.history_NME.shape[1]))
+        with self.watch.span("rebuild"):
+            cache = self.policy.rebuild(self.history_NME, self.age_N.clamp_max(self.history_NME.shape[1]))
         rollout, length = self.rollout, self.config.learn.sequence_length
         tally = Tally.zeros(len(self.positions_P), self.age_N.device)
         for chunk in range(rollout.age_CNQ.shape[0]):
@@ -108,12 +118,15 @@ class Collector:
         self, rollout: Rollout, chunk: int, step: int, cache: KVCache, counter: int, tally: Tally
     ) -> None:
         """One step of every environment."""
-        token_NE = self.simulator.observe()
+        with self.watch.span("env"):
+            token_NE = self.simulator.observe()
         rollout.token_CNQE[chunk, :, step] = token_NE
         rollout.age_CNQ[chunk, :, step] = self.age_N
-        logits_NAP, _ = self.policy.step(token_NE, self.age_N, cache)
-        action_NA = choose(logits_NAP, self._uniform(counter))
-        outcome = self.simulator.step(self.positions_P[action_NA])
+        with self.watch.span("policy"):
+            logits_NAP, _ = self.policy.step(token_NE, self.age_N, cache)
+            action_NA = choose(logits_NAP, self._uniform(counter))
+        with self.watch.span("env"):
+            outcome = self.simulator.step(self.positions_P[action_NA])
         rollout.action_CNQA[chunk, :, step] = action_NA
         rollout.reward_CNQ[chunk, :, step] = outcome.reward_N
         rollout.terminated_CNQ[chunk, :, step] = outcome.terminated_N
@@ -134,6 +147,11 @@ class Collector:
         rollout.truncated_CNQ.zero_()
         if self.phase == 0:
             rollout.truncated_CNQ[-1, :, -1] = ~rollout.terminated_CNQ[-1, :, -1]
+
+    def restart(self, epoch: int) -> None:
+        """Begin new episodes at the next rollout, with draws that the epochs before cannot have used."""
+        self.phase = 0
+        self.simulator.skip_to_episode((epoch + 1) * EPISODES_PER_EPOCH)
 
     def state(self) -> dict:
         """For this rank's checkpoint file."""

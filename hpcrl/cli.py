@@ -1,0 +1,189 @@
+"""The command ``hpcrl``: verbs only. A verb parses, calls one function, prints the path that it made.
+
+Exit codes: 0 done, 1 failed, 2 bad usage, config or input, 75 stopped early and resumable.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+import hpcrl
+from hpcrl.types import HpcrlError
+
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=hpcrl.__doc__
+)
+stage_app = typer.Typer(no_args_is_help=True, help="Stage market bars into one immutable HDF5 file.")
+bench_app = typer.Typer(no_args_is_help=True, help="Measure speed, as ratios and splits of one run.")
+app.add_typer(stage_app, name="stage")
+app.add_typer(bench_app, name="bench")
+
+Out = Annotated[Path, typer.Option("--out", help="HDF5 file to make.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+Sets = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a config key.")]
+
+
+def main() -> None:
+    """Entry point: a user's mistake is one line, not a traceback."""
+    try:
+        app()
+    except HpcrlError as error:
+        if not _another_rank_tells():
+            print(f"error: {error}", file=sys.stderr, flush=True)
+        sys.exit(error.exit_code)
+
+
+def _another_rank_tells() -> bool:
+    """Mistakes found before the ranks have met are the same on all of them; rank 0 speaks."""
+    from hpcrl.world.ranks import read_ranks
+
+    try:
+        return read_ranks().rank != 0
+    except HpcrlError:
+        return False
+
+
+@app.command()
+def train(
+    config: Annotated[Path | None, typer.Option("--config", help="YAML file, see yaml/.")] = None,
+    sets: Sets = None,
+    ranks: Annotated[
+        int | None, typer.Option("--ranks", min=1, help="Start so many local ranks; they are world_size.")
+    ] = None,
+    resume: Annotated[
+        Path | None, typer.Option("--resume", metavar="RUN", help="Go on with a run, exactly.")
+    ] = None,
+    init: Annotated[
+        Path | None,
+        typer.Option("--init", metavar="CHECKPOINT", help="New run from a run's or checkpoint's weights."),
+    ] = None,
+) -> None:
+    """Train, as one process, as --ranks local ones, or as the rank that torchrun or srun gives."""
+    from hpcrl.launch.job import Request, resolve, run_training
+    from hpcrl.world.ranks import read_ranks
+
+    request = Request(config, tuple(sets or ()), ranks, resume, init)
+    given = read_ranks()
+    if ranks is not None and ranks > 1 and given.launcher == "none":
+        resolve(request, given)
+        from hpcrl.launch.local import run_ranks
+
+        sys.exit(run_ranks(ranks, sys.argv[1:]))
+    sys.exit(run_training(request))
+
+
+@stage_app.command("files")
+def stage_files(
+    path: Annotated[Path, typer.Option("--path", help="A CSV or Parquet file, or a folder of them.")],
+    out: Out,
+    calendar: Annotated[str, typer.Option(help="Exchange calendar, or 24/7.")] = "XNYS",
+    bar_seconds: Annotated[int, typer.Option(help="Seconds of a bar.")] = 300,
+    features: Annotated[str, typer.Option(help="Further numeric columns as features: a,b")] = "",
+    symbols: Annotated[str, typer.Option(help="Only these symbols: A,B")] = "",
+    timezone: Annotated[str | None, typer.Option(help="Zone of timestamps that carry none.")] = None,
+    computed: Annotated[bool, typer.Option(help="Compute the built-in features.")] = True,
+    strict: Annotated[bool, typer.Option("--strict", help="Reject what would be dropped.")] = False,
+    as_json: Json = False,
+) -> None:
+    """CSV and Parquet: columns timestamp, symbol, open, high, low, close, volume."""
+    from hpcrl.market.stage import stage_files as run
+
+    result = run(
+        path,
+        out,
+        calendar=calendar,
+        bar_seconds=bar_seconds,
+        features=_names(features),
+        symbols=_names(symbols),
+        timezone=timezone,
+        computed=computed,
+        strict=strict,
+    )
+    _print_staged(result, as_json)
+
+
+@stage_app.command("synthetic")
+def stage_synthetic(
+    out: Out,
+    symbols: Annotated[str, typer.Option(help="A,B,...")] = "AAPL,MSFT,GOOGL,TSLA,NVDA,AMZN",
+    bars: Annotated[int, typer.Option(min=1, help="Tradable bars per symbol; burn-in comes on top.")] = 1000,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    as_json: Json = False,
+) -> None:
+    """A random walk: for first steps and tests; no performance claim follows from it."""
+    from hpcrl.market.stage import stage_synthetic as run
+
+    _print_staged(run(out, symbols=_names(symbols), bars=bars, seed=seed), as_json)
+
+
+def _print_staged(result, as_json: bool) -> None:
+    from rich.console import Console
+
+    from hpcrl.market.quality import render_report
+
+    if as_json:
+        print(json.dumps({"path": str(result.path), "sha256": result.sha256, "report": result.report}))
+        return
+    Console().print(render_report(result.report))
+    print(result.path)
+
+
+@app.command()
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="A run folder, or a checkpoint_epoch_X.pt in one.")],
+    split: Annotated[
+        str, typer.Option(help="train, validation, or test (sealed: openings are logged).")
+    ] = "test",
+    data: Annotated[Path | None, typer.Option(help="HDF5 file to play instead of the run's own.")] = None,
+    epoch: Annotated[int | None, typer.Option(min=0, help="Checkpoint to take; default: the newest.")] = None,
+    plot: Annotated[
+        Path | None, typer.Option(help="PNG to write; default: RUN/evaluation_SPLIT.png.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Play the deterministic policy over a held-out split, against baselines, after costs."""
+    from hpcrl.evaluate.evaluate import evaluate_run, print_evaluation
+
+    result = evaluate_run(run, split, checkpoint_epoch=epoch, data=data)
+    print_evaluation(result, plot, as_json)
+
+
+@app.command()
+def replay(
+    case: Annotated[Path, typer.Option("--case", help="JSON: config, assets, bars, actions.")],
+    out: Annotated[Path, typer.Option("--out", help="JSON ledger to write.")],
+) -> None:
+    """Drive the simulator by a given table of weights."""
+    from hpcrl.evaluate.replay import replay_file
+
+    replay_file(case, out)
+    print(out)
+
+
+@bench_app.command("train")
+def bench_train(
+    config: Annotated[Path | None, typer.Option("--config", help="YAML file; default: the defaults.")] = None,
+    sets: Sets = None,
+    epochs: Annotated[int, typer.Option(min=1, help="Measured epochs, after one warm-up.")] = 3,
+    as_json: Json = False,
+) -> None:
+    """Env steps per second of training, end to end, and where the time goes."""
+    from hpcrl.bench.train import bench_train as run
+    from hpcrl.bench.train import render
+
+    result = run(config, tuple(sets or ()), epochs)
+    if as_json:
+        print(json.dumps(result))
+    else:
+        from rich.console import Console
+
+        Console().print(render(result))
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip())

@@ -1,0 +1,43 @@
+"""Signs of a run going wrong, read off its metrics. Thresholds are rules of thumb, not measurements."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+
+NEGATIVE_FOR = 10
+"""Epochs in a row with negative explained variance before it is an alarm."""
+
+
+class Alarms:
+    """``n_positions`` P and ``n_assets`` A set the entropy of a policy that chooses at random."""
+
+    def __init__(self, n_positions: int, n_assets: int) -> None:
+        self.greatest_entropy = n_assets * math.log(n_positions)
+        self.explained: deque[float] = deque(maxlen=NEGATIVE_FOR)
+
+    def check(self, metrics: dict) -> list[str]:
+        """One line per alarm, each with what to try."""
+        found = []
+        if metrics["entropy"] < 0.02 * self.greatest_entropy:
+            found.append(
+                f"entropy collapse: {metrics['entropy']:.4f} of {self.greatest_entropy:.2f}; "
+                "raise learn.entropy_coef or lower learn.lr"
+            )
+        if metrics["action_share_max"] > 0.99:
+            found.append(
+                f"one action: {metrics['action_share_max']:.1%} of all steps take the same position; "
+                "raise learn.entropy_coef, or check the costs against the signal"
+            )
+        self.explained.append(metrics["explained_variance"])
+        if len(self.explained) == NEGATIVE_FOR and max(self.explained) < 0:
+            found.append(
+                f"explained variance below 0 for {NEGATIVE_FOR} epochs; the critic does not learn: "
+                "lower learn.lr or raise learn.batch_size"
+            )
+        if metrics["skipped_steps"]:
+            found.append(
+                f"{metrics['skipped_steps']:.0f} optimiser steps skipped for non-finite gradients; "
+                "lower learn.lr or learn.max_grad_norm"
+            )
+        return found

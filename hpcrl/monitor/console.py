@@ -1,0 +1,76 @@
+"""What a person sees while a run trains: a Rich progress bar on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+from typing import Literal
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+
+class TrainingConsole:
+    """Rank 0 says everything; the others print their plain lines where there is no bar."""
+
+    def __init__(self, rank: int, epochs: int, style: Literal["auto", "plain", "bar"] = "auto") -> None:
+        self.rank, self.epochs = rank, epochs
+        self.bar: Progress | None = None
+        self.task = None
+        if rank == 0 and (style == "bar" or (style == "auto" and sys.stdout.isatty())):
+            self.bar = Progress(
+                TextColumn("epoch"),
+                MofNCompleteColumn(),
+                BarColumn(bar_width=None),
+                TextColumn(
+                    "{task.fields[rate]} steps/s  reward {task.fields[reward]}  loss {task.fields[loss]}"
+                ),
+                TimeRemainingColumn(),
+                console=Console(),
+            )
+        self.quiet = style == "auto" and sys.stdout.isatty()
+
+    def start(self, epoch: int) -> None:
+        if self.bar is not None:
+            self.bar.start()
+            self.task = self.bar.add_task(
+                "train", total=self.epochs, completed=epoch, rate="-", reward="-", loss="-"
+            )
+
+    def stop(self) -> None:
+        if self.bar is not None:
+            self.bar.stop()
+            self.bar = None
+
+    def rank_line(self, text: str) -> None:
+        """``[GPU 3] text``, from any rank; not while a bar is drawn."""
+        if not self.quiet:
+            print(f"[GPU {self.rank}] {text}", flush=True)
+
+    def say(self, text: str) -> None:
+        """A line from rank 0 that belongs above the bar."""
+        if self.rank != 0:
+            return
+        if self.bar is not None:
+            self.bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        else:
+            print(text, flush=True)
+
+    def collected(self, epoch: int, steps: int) -> None:
+        self.rank_line(f"Epoch {epoch}: Collected {steps} steps")
+
+    def epoch(self, metrics: dict) -> None:
+        """``Epoch 3: Loss=0.0123, Reward=0.0041``, or the bar moves on. Reward is a mean per env step."""
+        reward, loss = f"{metrics['reward']:.3g}", f"{metrics['loss']:.4f}"
+        if self.bar is not None and self.task is not None:
+            rate = f"{metrics['time/steps_per_second']:,.0f}"
+            self.bar.update(self.task, completed=metrics["epoch"], rate=rate, reward=reward, loss=loss)
+        elif self.rank == 0:
+            print(f"Epoch {metrics['epoch']}: Loss={loss}, Reward={reward}", flush=True)
+
+    def gpu(self, metrics: dict, every: int) -> None:
+        """Every so many epochs: this GPU's state, where there is one."""
+        if "gpu/utilisation" in metrics and metrics["epoch"] % every == 0:
+            self.rank_line(
+                f"Utilisation {metrics['gpu/utilisation']:.0%}, memory {metrics['gpu/memory_gib']:.1f} GiB, "
+                f"{metrics['gpu/temperature_c']:.0f} C, {metrics['gpu/power_w']:.0f} W"
+            )

@@ -1,0 +1,55 @@
+"""metrics.jsonl: one JSON line per finished epoch, written by rank 0.
+
+Keys under ``time/`` (seconds, rates, the attempt) and ``gpu/`` differ between two runs of one config;
+all others are reproduced by a resumed run, bit for bit.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from pathlib import Path
+
+from hpcrl.storage.atomic import write_error, write_text
+
+
+def line_of(metrics: dict) -> str:
+    """Strict JSON: a number that JSON has no word for is written as null."""
+    plain = {
+        key: None if isinstance(value, float) and not math.isfinite(value) else value
+        for key, value in metrics.items()
+    }
+    return json.dumps(plain, allow_nan=False) + "\n"
+
+
+def read_metrics(path: Path) -> list[dict]:
+    """Every whole line; one torn by a crash is skipped."""
+    lines = []
+    if path.exists():
+        for text in path.read_text(errors="replace").splitlines():
+            try:
+                line = json.loads(text)
+            except json.JSONDecodeError:
+                continue
+            if isinstance(line, dict) and "epoch" in line:
+                lines.append(line)
+    return lines
+
+
+class MetricsFile:
+    """Appends lines. A new attempt first drops what lies after the checkpoint that it resumes from."""
+
+    def __init__(self, path: Path, after_epoch: int) -> None:
+        self.path = path
+        kept = [line for line in read_metrics(path) if line["epoch"] <= after_epoch]
+        write_text(path, "".join(line_of(line) for line in kept))
+
+    def append(self, metrics: dict) -> None:
+        try:
+            with self.path.open("a") as file:
+                file.write(line_of(metrics))
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise write_error(self.path, error) from None

@@ -1,0 +1,194 @@
+"""Training: ``build`` puts the parts together, ``learn`` is the loop; ``launch/job`` decides where it starts."""
+
+from __future__ import annotations
+
+import copy
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from hpcrl.checkpoint.manager import CheckpointManager
+from hpcrl.config.root import Config
+from hpcrl.engine.engine import Engine
+from hpcrl.env.simulator import Simulator
+from hpcrl.learn.ppo import update
+from hpcrl.learn.returns import ReturnScale
+from hpcrl.market.scaler import Scaler
+from hpcrl.market.store import Market
+from hpcrl.monitor.alarms import Alarms
+from hpcrl.monitor.console import TrainingConsole
+from hpcrl.monitor.metrics import MetricsFile
+from hpcrl.monitor.stopwatch import Stopwatch
+from hpcrl.policy import build_policy
+from hpcrl.rollout.collector import Collector
+from hpcrl.rollout.summary import summarise, timing
+from hpcrl.types import HpcrlError
+from hpcrl.world.collectives import any_rank
+from hpcrl.world.stop import StopFlag
+from hpcrl.world.world import World
+
+STOPPED_EARLY = 75
+"""Exit code of a run that was asked to stop, saved, and can be resumed (EX_TEMPFAIL)."""
+FORMAT = 1
+
+
+@dataclass
+class Trainer:
+    """All that a run is made of; what must survive a restart is in ``portable`` and ``rank_state``."""
+
+    config: Config
+    world: World
+    market: Market
+    scaler: Scaler
+    engine: Engine
+    collector: Collector
+    scale: ReturnScale
+    epoch: int = 0
+    """Finished epochs."""
+    env_steps: int = 0
+    """Of all ranks and attempts."""
+    attempt: int = 1
+
+    def progress(self) -> dict[str, Any]:
+        return {"epoch": self.epoch, "env_steps": self.env_steps, "data_source": self.market.source}
+
+    def portable(self) -> dict[str, Any]:
+        """What any world size can load; collective."""
+        return {
+            "format": FORMAT,
+            "epoch": self.epoch,
+            "env_steps": self.env_steps,
+            "attempt": self.attempt,
+            "model": self.engine.snapshot(),
+            "return_scale": self.scale.state(),
+            "feature_scaler": self.scaler.state(),
+            "pbt": None,
+            "config": self.config.model_dump(mode="json"),
+            "data": {"sha256": self.market.sha256, "source": self.market.source},
+            "n_entries": self.collector.simulator.n_entries,
+            "n_assets": self.collector.simulator.n_assets,
+        }
+
+    def rank_state(self) -> dict[str, Any]:
+        """What only this rank has."""
+        return {"collector": self.collector.state(), "running_return": self.scale.running_N.cpu()}
+
+    def restore(self, portable: dict, rank_state: dict | None) -> None:
+        """Weights, moments and statistics; with ``rank_state`` (same world size) also the environments.
+
+        Without, environments start new episodes, at episode numbers that this run has not drawn yet.
+        """
+        self.adopt(portable)
+        self.epoch, self.env_steps = portable["epoch"], portable["env_steps"]
+        if rank_state is not None:
+            self.collector.load(rank_state["collector"])
+            self.scale.running_N = rank_state["running_return"].to(self.world.device)
+        else:
+            self.collector.restart(self.epoch)
+
+    def adopt(self, portable: dict) -> None:
+        """Weights, moments and return statistics of another run or member; nothing of its progress."""
+        wanted = (self.collector.simulator.n_entries, self.collector.simulator.n_assets)
+        found = (portable["n_entries"], portable["n_assets"])
+        if wanted != found or portable["config"]["policy"] != self.config.policy.model_dump(mode="json"):
+            raise HpcrlError(
+                f"the checkpoint's policy ({_shape(portable['config']['policy'], *found)}) is not the one of "
+                f"this config ({_shape(self.config.policy.model_dump(mode='json'), *wanted)}); "
+                "use the same policy section, features and assets"
+            )
+        self.engine.load(portable["model"])
+        self.engine.refresh(self.collector.policy)
+        self.scale.load(portable["return_scale"])
+
+
+def _shape(policy: dict, n_entries: int, n_assets: int) -> str:
+    return (
+        f"{policy['model_type']} d_model {policy['d_model']} x {policy['layers']} layers, window "
+        f"{policy['window']}, {len(policy['positions'])} positions, {n_assets} assets, {n_entries} entries"
+    )
+
+
+def build(config: Config, world: World, market: Market, scaler: Scaler) -> Trainer:
+    """All parts at their start; every rank gets the same weights and its own environments."""
+    torch.manual_seed(config.train.seed)
+    if config.train.deterministic:
+        torch.use_deterministic_algorithms(True)
+    n_envs = config.env.envs_per_gpu
+    env_ids_N = torch.arange(n_envs, device=world.device) + world.rank * n_envs
+    simulator = Simulator(
+        market.to(world.device, scaler),
+        config.env,
+        env_ids_N=env_ids_N,
+        seed=config.train.seed,
+        bars=market.split_range("train"),
+        history=config.policy.padded_history,
+    )
+    module = build_policy(config.policy, simulator.n_entries, simulator.n_assets).to(world.device)
+    plain = copy.deepcopy(module).requires_grad_(False)
+    if config.engine.precision == "bf16":
+        plain = plain.to(torch.bfloat16)
+    engine = Engine(module, config.engine, config.learn, world)
+    engine.refresh(plain)
+    collector = Collector(simulator, plain, config, env_ids_N, Stopwatch(world.device))
+    scale = ReturnScale(torch.zeros(n_envs, dtype=torch.float64, device=world.device))
+    return Trainer(config, world, market, scaler, engine, collector, scale)
+
+
+def learn(
+    trainer: Trainer,
+    manager: CheckpointManager,
+    log: MetricsFile | None,
+    stop: StopFlag,
+    console: TrainingConsole,
+) -> int:
+    """Epochs until the last; returns the exit code. One epoch is one rollout and its update.
+
+    ``log`` is there on rank 0 alone. A checkpoint of the start is expected to exist or is written first.
+    """
+    config, world, engine, collector = trainer.config, trainer.world, trainer.engine, trainer.collector
+    alarms = Alarms(len(config.policy.positions), collector.simulator.n_assets)
+    rolling = RollingClock(config.checkpoint.every_minutes * 60)
+    save(trainer, manager, kept=False)
+    while trainer.epoch < config.train.epochs and not stop.agreed(world):
+        start = time.perf_counter()
+        rollout, tally = collector.collect(trainer.epoch)
+        console.collected(trainer.epoch + 1, rollout.reward_CNQ.numel())
+        with collector.watch.span("learn"):
+            learnt = update(engine, rollout, trainer.scale, config, trainer.epoch, world)
+            engine.refresh(collector.policy)
+        trainer.epoch += 1
+        trainer.env_steps += rollout.reward_CNQ.numel() * world.size
+        metrics = trainer.progress() | summarise(rollout, tally, config, world) | learnt
+        metrics |= timing(collector.watch, time.perf_counter() - start, rollout, trainer.attempt, world)
+        for alarm in alarms.check(metrics):
+            console.say(f"ALARM epoch {trainer.epoch}: {alarm}")
+        if log is not None:
+            log.append(metrics)
+        console.epoch(metrics)
+        console.gpu(metrics, config.monitor.gpu_stats_every)
+        kept = trainer.epoch % config.checkpoint.every_epochs == 0 or trainer.epoch == config.train.epochs
+        if kept or any_rank(world, world.is_main and rolling.due()) or stop.agreed(world):
+            save(trainer, manager, kept)
+            rolling.restart()
+    return 0 if trainer.epoch >= config.train.epochs else STOPPED_EARLY
+
+
+def save(trainer: Trainer, manager: CheckpointManager, kept: bool) -> None:
+    """Collective; touches no random stream."""
+    manager.save(trainer.epoch, trainer.portable(), trainer.rank_state(), kept=kept)
+
+
+class RollingClock:
+    """When the next rolling checkpoint is due; 0 seconds: after every epoch."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self.restart()
+
+    def restart(self) -> None:
+        self.since = time.monotonic()
+
+    def due(self) -> bool:
+        return time.monotonic() - self.since >= self.seconds
