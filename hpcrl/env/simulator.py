@@ -126,6 +126,11 @@ class Simulator:
     def symbol_NA(self) -> Tensor:
         return self._state.row_NA % self.market.n_symbols
 
+    @property
+    def quantity_NA(self) -> Tensor:
+        """float64, signed quantity held; the state itself, so it changes with the next step."""
+        return self._state.quantity_NA
+
     # ---- episodes
 
     def begin_episodes(self, steps: int) -> tuple[Tensor, Tensor]:
@@ -141,6 +146,10 @@ class Simulator:
         self._steps = self._left = steps
         symbol_NA, bar_N = self._starts[steps].draw(self._seed, self._ids_N, self._state.episode_N)
         return self._begin(symbol_NA, bar_N)
+
+    def skip_to_episode(self, number: int) -> None:
+        """The next episode drawn by every environment is ``number``."""
+        self._state.episode_N.fill_(number)
 
     def begin_at(self, symbol_NA: Tensor, bar_N: Tensor) -> tuple[Tensor, Tensor]:
         """Start every environment at the given symbols and decision bars (int64); returns as

@@ -95,7 +95,8 @@ class TokenBuffer:
         self._target.copy_(target_NA)
         torch.div(cash_N1, equity_N1, out=self._cash)
         torch.mul(drawdown_N1, DRAWDOWN_SCALE, out=self._drawdown)
-        torch.clamp(reward_N1 * REWARD_SCALE, -REWARD_CLIP, REWARD_CLIP, out=self._reward)
+        torch.mul(reward_N1, REWARD_SCALE, out=self._reward)
+        self._reward.clamp_(-REWARD_CLIP, REWARD_CLIP)
         self._account.clamp_(-CLIP, CLIP)
         return self._token_NE.clone()
 
