@@ -42,7 +42,16 @@ class Engine:
         self._max_norm = learn.max_grad_norm
         deepspeed = _import_deepspeed(world)
         module = module.to(world.device)
-        # DeepSpeed casts every buffer to bf16 too; tables (rotary angles, grids) must stay exact.
+        if world.size > 1:
+            for parameter in module.parameters():
+                torch.distributed.broadcast(parameter.data, 0)
+        # DeepSpeed makes its fp32 masters from weights that it has rounded to bf16; the exact ones go back.
+        weights = {
+            name: parameter.detach().clone()
+            for name, parameter in module.named_parameters()
+            if parameter.requires_grad
+        }
+        # It casts every buffer to bf16 too; tables (rotary angles, grids) must stay exact.
         buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
         optimizer = torch.optim.AdamW(
             module.parameters(),
@@ -58,6 +67,7 @@ class Engine:
         for name, buffer in self._ds.module.named_buffers():
             buffer.data = buffers[name]
         snapshots.create_states(self._ds)
+        snapshots.spread(self._ds, snapshots.at_step_0(weights))
 
     @property
     def module(self) -> nn.Module:

@@ -77,6 +77,12 @@ def create_states(ds: Any) -> None:
         ds.optimizer._lazy_init_hp_params_optimizer_state()
 
 
+def at_step_0(weights: dict[str, Tensor]) -> dict[str, Any]:
+    """The snapshot of an optimiser that has not stepped."""
+    zeros = {name: torch.zeros_like(weight) for name, weight in weights.items()}
+    return {"format": FORMAT, "weights": weights, **dict.fromkeys(_MOMENTS, zeros), "step": 0}
+
+
 def gather(ds: Any) -> dict[str, Any]:
     """The snapshot, whole on every rank."""
     stage = ds.zero_optimization_stage()
