@@ -12,6 +12,8 @@ from hpcrl.types import RunFailed
 
 _PRIMITIVES = (str, bytes, int, float, bool, type(None))
 
+_ZIP = b"PK\x03\x04"  # what torch.save has written since 1.6
+
 
 def plain(value: Any, where: str = "state") -> Any:
     """``value`` with tensors on the CPU and without the rest of a storage that a view would drag along.
@@ -38,6 +40,9 @@ def plain(value: Any, where: str = "state") -> Any:
 def load_plain(path: Path) -> dict[str, Any]:
     """The dict in ``path``, on the CPU. RunFailed naming the file; nothing in it is ever executed."""
     try:
+        with open(path, "rb") as handle:
+            if handle.read(len(_ZIP)) != _ZIP:
+                raise RunFailed(f"{path}: not a checkpoint file")
         value = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise RunFailed(f"{path}: cannot be read: {error.strerror or error}") from error
@@ -46,7 +51,9 @@ def load_plain(path: Path) -> dict[str, Any]:
             f"{path}: holds more than tensors and plain values; refused, nothing was run"
         ) from error
     except (RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise RunFailed(f"{path}: not a checkpoint file ({str(error).splitlines()[0]})") from error
+        raise RunFailed(
+            f"{path}: not a checkpoint file ({type(error).__name__}: {str(error).partition(chr(10))[0]})"
+        ) from error
     if not isinstance(value, dict):
         raise RunFailed(f"{path}: a dict was expected, found {type(value).__name__}")
     return value
