@@ -35,9 +35,10 @@ def align(
     aside, rows, place_R = rows[~on_R], rows[on_R], place_R[on_R]
     acting = aside[(aside["split"] != 1.0) | (aside["dividend"] != 0.0) | aside["delist"].notna()]
     if len(acting):
+        stamp = iso(int(acting["timestamp"].iloc[0]))
         raise HpcrlError(
-            f"{symbol}: the off-grid row at {iso(int(acting['timestamp'].iloc[0]))} carries a split, dividend "
-            "or delisting, which dropping it would lose; move it to a bar of the session"
+            f"{symbol}: the off-grid row at {stamp} carries a split, dividend or "
+            "delisting, which dropping it would lose; move it to a bar of the session"
         )
     span = slice(place_R[0], place_R[-1] + 1)
     session_B = grid.session_G[span]
@@ -88,7 +89,8 @@ def _fill(
 
     bars = {name: rows[name].to_numpy(dtype=np.float64) for name in (*PRICES, "volume")}
     bars["session"] = session_B[at_R]
-    own_RF = rows[list(features)].to_numpy(dtype=np.float32)
+    with np.errstate(over="ignore"):  # checked in the next line
+        own_RF = rows[list(features)].to_numpy(dtype=np.float32)
     if not np.isfinite(own_RF).all():
         raise HpcrlError(
             f"{symbol}: feature {features[int(np.argmax(~np.isfinite(own_RF).all(0)))]} exceeds float32"

@@ -46,9 +46,8 @@ def _bands(bars: Columns, part: int) -> np.ndarray:
 
 
 def _stochastic(bars: Columns, part: int) -> np.ndarray:
-    high_R, low_R, mean = bars["high"], bars["low"], talib.MA_Type.SMA
-    smooth = {"slowk_period": 3, "slowk_matype": mean, "slowd_period": 3, "slowd_matype": mean}
-    return talib.STOCH(high_R, low_R, bars["close"], fastk_period=14, **smooth)[part]
+    mean = talib.MA_Type.SMA
+    return talib.STOCH(bars["high"], bars["low"], bars["close"], 14, 3, mean, 3, mean)[part]
 
 
 def _hlc(function: Callable, period: int) -> Callable[[Columns], np.ndarray]:

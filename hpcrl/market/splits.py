@@ -12,7 +12,8 @@ PURGED_BARS = 2
 def cut(lo: int, hi: int, train_fraction: float, validation_fraction: float) -> dict[Split, tuple[int, int]]:
     """Rows [lo, hi) in three parts; the purged bars are taken from the start of the later part."""
     total = hi - lo
-    train_end = lo + int(total * train_fraction)
+    # 0.7 x 350 is 244.99999999999997: round the product's last bits away before cutting.
+    train_end = lo + int(total * train_fraction + 1e-9)
     validation_end = lo + int(total * (train_fraction + validation_fraction) + 1e-9)
     validation_start = min(train_end + PURGED_BARS, validation_end)
     # Without a validation split the test must still keep its distance from the training rows.
