@@ -36,7 +36,7 @@ class Outcome(NamedTuple):
     equity_raw_N1: Tensor  # may be negative where bankrupt
     log_return_N1: Tensor  # ln(E'/E); ln(reward_floor) where bankrupt
     bankrupt_N1: Tensor  # bool
-    gap_N1: Tensor  # bool: bankrupt at the open
+    solvent_N1: Tensor  # bool: equity > 0 at the open; where not, bankrupt by the gap
     intrabar_N1: Tensor | None  # bool: equity <= 0 at the bar's worst prices (None: not checked)
     held_NA: Tensor  # quantity before the orders, after corporate actions
     order_NA: Tensor  # signed quantity wanted, noise removed
@@ -73,9 +73,12 @@ def advance(account: Account, weight_NA: Tensor, bar: Bar, rules: Rules) -> Outc
         held = held * listed
         weight_NA = weight_NA * listed
     at_open = cash + over_assets(held * bar.open)
-    gap = at_open <= 0
+    solvent = at_open > 0.0
 
-    order = _order(account, held, weight_NA, at_open, bar, rules) * ~gap
+    zero = cash.new_zeros(())  # torch.where with a number would make one each time
+    order = _order(account, held, weight_NA, at_open, bar, rules)
+    real = (order.abs() > held.abs() * ORDER_NOISE) & solvent
+    order = torch.where(real, order, zero)
     fill = torch.clamp(order, -bar.cap, bar.cap)
     traded, commission, spread, impact = _costs(fill, bar, rules)
     cash = cash - over_assets(traded + commission)
@@ -86,14 +89,14 @@ def advance(account: Account, weight_NA: Tensor, bar: Bar, rules: Rules) -> Outc
     intrabar = None
     if rules.intrabar:
         worst = cash + over_assets(torch.minimum(quantity * bar.low, quantity * bar.high))
-        intrabar = worst <= 0
+        intrabar = worst <= 0.0
         raw = torch.where(intrabar, worst, raw)
-    raw = torch.where(gap, at_open, raw)
-    bankrupt = raw <= 0
-    value = value.masked_fill(bankrupt, 0.0)
+    raw = torch.where(solvent, raw, at_open)
+    bankrupt = raw <= 0.0
+    value = torch.where(bankrupt, zero, value)
     after = Account(
         torch.where(bankrupt, raw, cash),
-        quantity.masked_fill(bankrupt, 0.0),
+        torch.where(bankrupt, zero, quantity),
         raw.clamp_min(0.0),
         (raw < rules.maintenance * over_assets(value.abs())) & ~bankrupt
         if rules.maintenance
@@ -106,7 +109,7 @@ def advance(account: Account, weight_NA: Tensor, bar: Bar, rules: Rules) -> Outc
         raw,
         log_return,
         bankrupt,
-        gap,
+        solvent,
         intrabar,
         held,
         order,
@@ -145,22 +148,21 @@ def _financing(cash: Tensor, held: Tensor, bar: Bar, rules: Rules) -> Tensor:
 def _order(
     account: Account, held: Tensor, weight_NA: Tensor, at_open: Tensor, bar: Bar, rules: Rules
 ) -> Tensor:
-    """Signed quantity that leads from the position to the target."""
+    """Signed quantity that leads from the position to the target, float noise included."""
     limit = rules.max_leverage
     if weight_NA.shape[1] == 1:
         weight_NA = weight_NA.clamp(-limit, limit)
     else:
         weight_NA = weight_NA * (limit / over_assets(weight_NA.abs()).clamp_min(limit))
     if rules.maintenance:
-        weight_NA = weight_NA.masked_fill(account.called_N1, 0.0)
+        weight_NA = torch.where(account.called_N1, weight_NA.new_zeros(()), weight_NA)
     if rules.sizing == "decision":
         target = weight_NA * account.equity_N1 / bar.last
     else:
         target = weight_NA * at_open / bar.open
     if rules.lot:
         target = torch.copysign(floor_lots(target.abs(), rules.lot), target)
-    order = target - held
-    return order * (order.abs() > held.abs() * ORDER_NOISE)
+    return target - held
 
 
 def _costs(fill: Tensor, bar: Bar, rules: Rules) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -179,7 +181,7 @@ def _costs(fill: Tensor, bar: Bar, rules: Rules) -> tuple[Tensor, Tensor, Tensor
         impact = torch.zeros_like(notional)
     commission = size * rules.per_share
     if rules.min_fee:
-        commission = commission.clamp_min(rules.min_fee) * (size > 0)
+        commission = torch.where(size > 0.0, commission.clamp_min(rules.min_fee), commission)
     if rules.bps:
         commission = torch.add(commission, traded.abs(), alpha=rules.bps * 1e-4)
     return traded, commission, spread, impact

@@ -1,7 +1,8 @@
 """What a step must know of the bar it trades in, packed once so that a step gathers one row per asset.
 
-Row ``b * S + s`` of the table belongs to the step b-1 -> b of symbol s: prices of bar b, and what was known
-at the decision (the close of bar b-1, sigma of bar b-1). Eight float64 are one cache line. Everything that
+Row ``s * B + b`` of the table belongs to the step b-1 -> b of symbol s: prices of bar b, and what was known
+at the decision (the close of bar b-1, sigma of bar b-1). Eight float64 are one cache line, and an
+environment's next row is the next line. Everything that
 depends only on bar and costs is computed here and not in the step: the largest fill, the impact's factor,
 the years since the last bar.
 """
@@ -80,8 +81,8 @@ def floor_lots(size: Tensor, lot: float) -> Tensor:
 
 @dataclass(frozen=True)
 class PackedBars:
-    table_RK: Tensor  # float64, R = B x S rows, K = 8 or 12 columns
-    n_symbols: int
+    table_RK: Tensor  # float64, R = S x B rows, K = 8 or 12 columns
+    n_bars: int
 
     @property
     def has_corporate(self) -> bool:
@@ -90,7 +91,7 @@ class PackedBars:
     def at(self, row_NA: Tensor) -> Bar:
         """The bars of the given rows (int64)."""
         n, a = row_NA.shape
-        columns = self.table_RK.index_select(0, row_NA.view(-1)).t().contiguous().view(-1, n, a).unbind(0)
+        columns = self.table_RK.index_select(0, row_NA.view(-1)).view(n, a, -1).unbind(-1)
         corporate = Corporate._make(columns[8:12]) if self.has_corporate else None
         return Bar._make((*columns[:7], columns[7][:, :1], corporate))
 
@@ -134,8 +135,8 @@ def pack(
     ]
     if split_here or bool((dividend_BS != 0).any()) or bool(ended_BS.any()):
         columns += [split_BS, dividend_BS, delist_BS.nan_to_num(nan=0.0), (~ended_BS).to(torch.float64)]
-    table = torch.stack([c.to(torch.float64) for c in columns], -1).flatten(0, 1).contiguous()
-    return PackedBars(table, open_BS.shape[1])
+    table_SBK = torch.stack([c.to(torch.float64).T for c in columns], -1)
+    return PackedBars(table_SBK.flatten(0, 1).contiguous(), len(ts_B))
 
 
 def _split_stale_marks(marks: tuple[Tensor, ...], present_BS: Tensor, split_BS: Tensor) -> tuple[Tensor, ...]:

@@ -55,9 +55,10 @@ class _State:
     entry_NA: Tensor  # average entry price (opens, without costs)
     age_NA: Tensor  # bars since entry
     peak_N1: Tensor  # the episode's highest equity
+    drawdown_N1: Tensor  # depth below it, in [0, 1]
     target_NA: Tensor  # previous target weight
     reward_N1: Tensor  # previous shaped reward
-    row_NA: Tensor  # int64: bar x S + symbol
+    row_NA: Tensor  # int64: symbol x B + bar
     episode_N: Tensor  # int64: number of the next episode to draw
 
     def named(self) -> dict[str, Tensor]:
@@ -111,6 +112,7 @@ class Simulator:
             entry_NA=zero_NA.clone(),
             age_NA=zero_NA.clone(),
             peak_N1=account.equity_N1.clone(),
+            drawdown_N1=torch.zeros_like(account.cash_N1),
             target_NA=zero_NA.clone(),
             reward_N1=torch.zeros_like(account.cash_N1),
             row_NA=torch.zeros((n, a), dtype=torch.int64, device=self.device),
@@ -120,11 +122,11 @@ class Simulator:
     @property
     def bar_N(self) -> Tensor:
         """int64: the bar whose close each environment has just seen."""
-        return self._state.row_NA[:, 0] // self.market.n_symbols
+        return self._state.row_NA[:, 0] % self.market.n_bars
 
     @property
     def symbol_NA(self) -> Tensor:
-        return self._state.row_NA % self.market.n_symbols
+        return self._state.row_NA // self.market.n_bars
 
     @property
     def quantity_NA(self) -> Tensor:
@@ -171,7 +173,7 @@ class Simulator:
 
     def _begin(self, symbol_NA: Tensor, bar_N: Tensor) -> tuple[Tensor, Tensor]:
         everyone = torch.ones((self.n_envs, 1), dtype=torch.bool, device=self.device)
-        self._renew(everyone, bar_N[:, None] * self.market.n_symbols + symbol_NA)
+        self._renew(everyone, symbol_NA * self.market.n_bars + bar_N[:, None])
         return self._history_before(symbol_NA, bar_N)
 
     def _history_before(self, symbol_NA: Tensor, bar_N: Tensor) -> tuple[Tensor, Tensor]:
@@ -179,7 +181,7 @@ class Simulator:
         length_N = (bar_N - known_N).clamp(0, self._history)
         back_M = torch.arange(self._history, 0, -1, device=self.device)
         bar_NM = (bar_N[:, None] - back_M).clamp_min(0)
-        row_NMA = bar_NM[..., None] * self.market.n_symbols + symbol_NA[:, None]
+        row_NMA = symbol_NA[:, None] * self.market.n_bars + bar_NM[..., None]
         token_KE = self._token.flat(row_NMA.flatten(0, 1))
         history_NME = token_KE.view(self.n_envs, self._history, self.n_entries)
         real_NM = back_M <= length_N[:, None]
@@ -192,6 +194,7 @@ class Simulator:
             money_N1.masked_fill_(mask_N1, self.rules.initial_cash)
         for zeroed in (state.quantity_NA, state.value_NA, state.entry_NA, state.age_NA, state.target_NA):
             zeroed.masked_fill_(mask_N1, 0.0)
+        state.drawdown_N1.masked_fill_(mask_N1, 0.0)
         state.reward_N1.masked_fill_(mask_N1, 0.0)
         state.called_N1.masked_fill_(mask_N1, False)
         torch.where(mask_N1, row_NA, state.row_NA, out=state.row_NA)
@@ -206,7 +209,7 @@ class Simulator:
         if self._steps:
             starts = self._starts[self._steps]
             symbol_NA, bar_N = starts.draw(self._seed, self._ids_N, self._state.episode_N)
-            row_NA = bar_N[:, None] * self.market.n_symbols + symbol_NA
+            row_NA = symbol_NA * self.market.n_bars + bar_N[:, None]
         self._renew(bankrupt_N1, row_NA)
 
     # ---- steps
@@ -222,7 +225,7 @@ class Simulator:
             target_NA=state.target_NA,
             cash_N1=state.cash_N1,
             equity_N1=state.equity_N1,
-            drawdown_N1=1 - state.equity_N1 / state.peak_N1,
+            drawdown_N1=state.drawdown_N1,
             reward_N1=state.reward_N1,
         )
 
@@ -236,7 +239,7 @@ class Simulator:
         self._left -= 1
         state = self._state
         weight_NA = weight_NA.to(torch.float64)
-        state.row_NA.add_(self.market.n_symbols)
+        state.row_NA.add_(1)
         bar = self._packed.at(state.row_NA)
         before = Account(state.cash_N1, state.quantity_NA, state.equity_N1, state.called_N1)
         outcome = advance(before, weight_NA, bar, self.rules)
@@ -248,24 +251,22 @@ class Simulator:
     def _report(self, outcome: Outcome) -> tuple[Step, Tensor]:
         state, equity_N1 = self._state, outcome.account.equity_N1
         turnover_N1 = over_assets(outcome.traded_NA) / state.equity_N1
-        facts = StepFacts(
-            outcome.log_return_N1,
-            turnover_N1,
-            1 - state.equity_N1 / state.peak_N1,
-            1 - equity_N1 / torch.maximum(state.peak_N1, equity_N1),
-        )
+        torch.maximum(state.peak_N1, equity_N1, out=state.peak_N1)
+        drawdown_N1 = (state.peak_N1 - equity_N1) / state.peak_N1
+        facts = StepFacts(outcome.log_return_N1, turnover_N1, state.drawdown_N1, drawdown_N1)
         shaped_N1 = shaped_reward(self._terms, facts)
+        state.drawdown_N1.copy_(drawdown_N1)
         step = Step(
-            shaped_N1[:, 0].to(torch.float32),
-            outcome.log_return_N1[:, 0],
-            outcome.bankrupt_N1[:, 0],
-            equity_N1[:, 0],
-            turnover_N1[:, 0],
-            over_assets(outcome.commission_NA)[:, 0],
-            over_assets(outcome.spread_NA)[:, 0],
-            over_assets(outcome.impact_NA)[:, 0],
-            outcome.financing_N1[:, 0],
-            outcome.dividend_N1[:, 0],
+            shaped_N1.to(torch.float32).view(-1),
+            outcome.log_return_N1.view(-1),
+            outcome.bankrupt_N1.view(-1),
+            equity_N1.view(-1),
+            turnover_N1.view(-1),
+            over_assets(outcome.commission_NA).view(-1),
+            over_assets(outcome.spread_NA).view(-1),
+            over_assets(outcome.impact_NA).view(-1),
+            outcome.financing_N1.view(-1),
+            outcome.dividend_N1.view(-1),
             outcome.value_NA / equity_N1.clamp_min(1e-300),  # 0 / 0 where bankrupt
         )
         return step, shaped_N1
@@ -279,14 +280,13 @@ class Simulator:
         kept_NA = (held * quantity / (quantity * quantity + 1e-300)).clamp_(0.0, 1.0)
         entry_NA = state.entry_NA if bar.corporate is None else state.entry_NA / bar.corporate.split
         torch.lerp(bar.open, entry_NA, kept_NA, out=state.entry_NA)
-        state.age_NA.add_(1).mul_(kept_NA > 0)
+        torch.mul(state.age_NA + 1.0, kept_NA.sign(), out=state.age_NA)
         state.cash_N1.copy_(after.cash_N1)
         state.quantity_NA.copy_(quantity)
         state.equity_N1.copy_(after.equity_N1)
         if self.rules.maintenance:
             state.called_N1.copy_(after.called_N1)
         state.value_NA.copy_(outcome.value_NA)
-        torch.maximum(state.peak_N1, after.equity_N1, out=state.peak_N1)
         state.target_NA.copy_(target_NA)
         state.reward_N1.copy_(shaped_N1)
 

@@ -44,11 +44,12 @@ def entry_names(feature_names: Sequence[str], symbols: Sequence[str]) -> list[st
 
 
 def market_rows(market: MarketTensors) -> Tensor:
-    """Features and time of every (bar, symbol), [B x S, F + 2] float32: one gather per token."""
+    """Features and time of every symbol and bar, [S x B, F + 2] float32: one gather per token."""
     angle_B = market.session_time_B.to(torch.float64) * math.pi
     time_B2 = torch.stack([angle_B.sin(), angle_B.cos()], -1).to(torch.float32)
     time_BS2 = time_B2[:, None].expand(-1, market.n_symbols, -1)
-    return torch.cat([market.feature_BSF.to(torch.float32), time_BS2], -1).flatten(0, 1).contiguous()
+    rows_BSK = torch.cat([market.feature_BSF.to(torch.float32), time_BS2], -1)
+    return rows_BSK.transpose(0, 1).flatten(0, 1).contiguous()
 
 
 class TokenBuffer:

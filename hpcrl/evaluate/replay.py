@@ -33,7 +33,7 @@ def replay_case(case: dict) -> dict:
     rows = [_start_row(parsed)]
     ended_A = np.isfinite(parsed.delist_BA[0])
     for b in range(1, len(parsed.ts_B)):
-        bar = packed.at(bar_rows(b, len(parsed.assets)))
+        bar = packed.at(bar_rows(packed, b))
         weight_NA = torch.from_numpy(parsed.weight_TA[b - 1 : b])
         outcome = advance(account, weight_NA, bar, parsed.rules)
         ended_A = ended_A | np.isfinite(parsed.delist_BA[b])
@@ -45,9 +45,9 @@ def replay_case(case: dict) -> dict:
     return {"rows": rows}
 
 
-def bar_rows(b: int, assets: int) -> Tensor:
-    """Rows of bar b in the packed table, [1, A]."""
-    return torch.arange(b * assets, (b + 1) * assets)[None]
+def bar_rows(packed: PackedBars, b: int) -> Tensor:
+    """Rows of bar b in the packed table, one per asset, [1, A]."""
+    return torch.arange(b, len(packed.table_RK), packed.n_bars)[None]
 
 
 def pack_case(case: Case, sigma_BA: np.ndarray) -> PackedBars:
@@ -158,7 +158,7 @@ def _flags(
     case: Case, b: int, before: Account, outcome: Outcome, asked_A: np.ndarray, sigma_A: np.ndarray
 ) -> list[str]:
     """Flags in the order of the step."""
-    called, gap = bool(before.called_N1), bool(outcome.gap_N1)
+    called, gap = bool(before.called_N1), not bool(outcome.solvent_N1)
     flags = ["margin_call_liquidation"] if called else []
     for a, asset in enumerate(case.assets):
         flags += [f"split:{asset}"] if case.split_BA[b, a] != 1 else []

@@ -56,7 +56,7 @@ def test_golden_account_is_bit_equal_inside_a_batch_of_64(path):
     copy_N = torch.rand(64, generator=g) < 0.3
     copy_N[7] = True
     noisy = packed.table_RK * (1 + 0.3 * torch.rand(packed.table_RK.shape, generator=g, dtype=torch.float64))
-    both = PackedBars(torch.cat([packed.table_RK, noisy]), packed.n_symbols)
+    both = PackedBars(torch.cat([packed.table_RK, noisy]), packed.n_bars)
     offset_N1 = torch.where(copy_N, 0, len(packed.table_RK))[:, None]
     alone = open_accounts(1, a, rules, torch.device("cpu"))
     batch = open_accounts(64, a, rules, torch.device("cpu"))
@@ -64,8 +64,8 @@ def test_golden_account_is_bit_equal_inside_a_batch_of_64(path):
         weight = torch.from_numpy(case.weight_TA[b - 1 : b])
         random_weight = torch.randn(64, a, generator=g, dtype=torch.float64)
         weight_NA = torch.where(copy_N[:, None], weight, random_weight)
-        one = advance(alone, weight, packed.at(bar_rows(b, a)), rules)
-        many = advance(batch, weight_NA, both.at(bar_rows(b, a) + offset_N1), rules)
+        one = advance(alone, weight, packed.at(bar_rows(packed, b)), rules)
+        many = advance(batch, weight_NA, both.at(bar_rows(packed, b) + offset_N1), rules)
         alone, batch = one.account, many.account
         for single, field in zip(one, many, strict=True):
             if isinstance(field, torch.Tensor):
