@@ -1,0 +1,51 @@
+"""The seal on the test split: every opening is one line in a journal beside the run folders, counted per data
+set. Looking often and choosing by what one saw turns a test split into a training split."""
+
+from __future__ import annotations
+
+import json
+import os
+from datetime import UTC, datetime
+from pathlib import Path
+
+JOURNAL = "sealed_test_openings.jsonl"
+
+
+def open_sealed(folder: Path, data_sha256: str, run: str, epoch: int) -> tuple[int, str]:
+    """Log one opening in ``folder``; (openings of this data set so far, this one included; a warning or "").
+
+    A folder that cannot be written does not stop the evaluation, but says so.
+    """
+    path = folder / JOURNAL
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    line = json.dumps({"data_sha256": data_sha256, "run": run, "checkpoint_epoch": epoch, "time": now})
+    try:
+        # One append of one short line: evaluations that run at once do not tear each other's.
+        handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+        try:
+            os.write(handle, (line + "\n").encode())
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+        count = count_openings(folder, data_sha256)
+    except OSError as error:
+        reason = error.strerror or error
+        return 0, f"this opening of the test split could not be logged in {path} ({reason})"
+    if count < 2:
+        return count, ""
+    return count, (
+        f"the test split of this data set has been opened {count} times (see {path}): "
+        "a result chosen among several looks is better than the truth"
+    )
+
+
+def count_openings(folder: Path, data_sha256: str) -> int:
+    """Lines of the journal for this data set; torn lines are skipped."""
+    count = 0
+    for line in (folder / JOURNAL).read_text(errors="replace").splitlines():
+        try:
+            entry = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        count += isinstance(entry, dict) and entry.get("data_sha256") == data_sha256
+    return count
