@@ -94,13 +94,12 @@ def advance(account: Account, weight_NA: Tensor, bar: Bar, rules: Rules) -> Outc
     raw = torch.where(solvent, raw, at_open)
     bankrupt = raw <= 0.0
     value = torch.where(bankrupt, zero, value)
+    equity = raw.clamp_min(0.0)
     after = Account(
         torch.where(bankrupt, raw, cash),
         torch.where(bankrupt, zero, quantity),
-        raw.clamp_min(0.0),
-        (raw < rules.maintenance * over_assets(value.abs())) & ~bankrupt
-        if rules.maintenance
-        else account.called_N1,
+        equity,
+        equity < over_assets(value.abs()) * rules.maintenance if rules.maintenance else account.called_N1,
     )
     log_return = torch.log((raw / account.equity_N1).masked_fill(bankrupt, rules.reward_floor))
     return Outcome(

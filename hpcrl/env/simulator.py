@@ -12,6 +12,7 @@ seed and global id give the same episodes whatever N is.
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,8 +27,7 @@ from hpcrl.market.tensors import MarketTensors
 from hpcrl.types import HpcrlError
 
 
-@dataclass(frozen=True)
-class Step:
+class Step(NamedTuple):
     """One step of every environment. Money in currency, float64, unless said otherwise."""
 
     reward_N: Tensor  # float32, the shaped reward
@@ -132,6 +132,11 @@ class Simulator:
     def quantity_NA(self) -> Tensor:
         """float64, signed quantity held; the state itself, so it changes with the next step."""
         return self._state.quantity_NA
+
+    @property
+    def quantity_NA(self) -> Tensor:
+        """float64: signed quantity held (a copy)."""
+        return self._state.quantity_NA.clone()
 
     # ---- episodes
 
