@@ -133,11 +133,6 @@ class Simulator:
         """float64, signed quantity held; the state itself, so it changes with the next step."""
         return self._state.quantity_NA
 
-    @property
-    def quantity_NA(self) -> Tensor:
-        """float64: signed quantity held (a copy)."""
-        return self._state.quantity_NA.clone()
-
     # ---- episodes
 
     def begin_episodes(self, steps: int) -> tuple[Tensor, Tensor]:
