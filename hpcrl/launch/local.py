@@ -1,7 +1,7 @@
 """K ranks of this program on this machine, through torch's elastic launch API.
 
-The launcher holds no state: it starts the ranks, hands TERM and INT on, waits for them as long as they need,
-and returns their exit code. No restarts: a run resumes from its folder.
+The launcher holds no state: it starts the ranks, hands signals on, waits for them as long as they need, and
+returns their exit code. No restarts: a run resumes from its folder.
 """
 
 from __future__ import annotations
@@ -24,7 +24,13 @@ import psutil
 from hpcrl.types import HpcrlError
 from hpcrl.world.ranks import LAUNCHER_PID
 
-_FORWARDED = (signal.SIGTERM, signal.SIGINT)
+# What arrives here -> what the ranks get. A closed terminal (HUP) asks for a stop like TERM.
+_FORWARDED = {
+    signal.SIGTERM: signal.SIGTERM,
+    signal.SIGINT: signal.SIGINT,
+    signal.SIGUSR2: signal.SIGUSR2,
+    signal.SIGHUP: signal.SIGTERM,
+}
 # Once one rank has ended with an error, the others get TERM and this long. An agreed stop ends all ranks at
 # the same moment, so this bounds only ranks that hang in a collective with a dead one. Guessed.
 _GRACE_SECONDS = 60
@@ -126,7 +132,7 @@ def _environment(k: int) -> Iterator[None]:
 
 
 class _Forwarder:
-    """Hands TERM and INT on to every rank once, also to those that start after the signal."""
+    """Hands each signal on to every rank once, also to those that start after it."""
 
     def __init__(self) -> None:
         self._pending: list[int] = []
@@ -137,7 +143,8 @@ class _Forwarder:
 
     def __enter__(self) -> _Forwarder:
         for number in _FORWARDED:
-            self._before[number] = signal.signal(number, self._note)
+            if signal.getsignal(number) != signal.SIG_IGN:  # nohup
+                self._before[number] = signal.signal(number, self._note)
         self._thread.start()
         return self
 
@@ -149,7 +156,7 @@ class _Forwarder:
             signal.signal(number, handler)
 
     def _note(self, number: int, _frame: FrameType | None) -> None:
-        self._pending.append(number)
+        self._pending.append(_FORWARDED[signal.Signals(number)])
         self._arrived.set()
 
     def _work(self) -> None:

@@ -208,12 +208,14 @@ def stop_world(world: World, exit_code: int = 0) -> None:
     """
     import torch.distributed as dist
 
+    from hpcrl.world.collectives import barrier
+
     agreed = exit_code in (0, 75)
     if dist.is_initialized():
         try:
             # After a failure the others may be gone or stuck: no rank waits for them.
             if world.size > 1 and agreed:
-                dist.barrier()
+                barrier(world)
             if world.size == 1 or agreed:
                 dist.destroy_process_group()
         except RuntimeError as error:

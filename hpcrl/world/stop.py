@@ -9,8 +9,10 @@ from __future__ import annotations
 import os
 import signal
 from types import FrameType
+from typing import TYPE_CHECKING
 
-from hpcrl.world.world import World
+if TYPE_CHECKING:
+    from hpcrl.world.world import World
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
 

@@ -110,8 +110,11 @@ def test_another_world_size_names_both_numbers_and_the_fix(launcher) -> None:
     ranks.check_size(Ranks(0, size, 0, launcher), size)
 
 
-def test_reading_the_ranks_imports_no_torch() -> None:
-    code = "import sys, hpcrl.world.ranks as r; r.read_ranks(); assert 'torch' not in sys.modules"
+def test_reading_the_ranks_and_installing_the_stop_flag_import_no_torch() -> None:
+    code = (
+        "import sys, hpcrl.world.ranks as r, hpcrl.world.stop as s; r.read_ranks(); s.StopFlag().install(); "
+        "assert 'torch' not in sys.modules"
+    )
     subprocess.run([sys.executable, "-c", code], check=True, env=_plain())
 
 
