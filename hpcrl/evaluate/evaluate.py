@@ -155,7 +155,8 @@ def _normalised(equity_TN: np.ndarray) -> np.ndarray:
 
 
 def _random_rows(parts: list[dict], agents: list[Row]) -> list[Row]:
-    """Means (of annual ratios medians) over the draws; and into the agent's rows the share of draws that it beats in total return.
+    """Means (of annual ratios medians) over the draws. Into the agent's rows goes ``beats_random``, the
+    share of draws with a lower total return.
 
     Ties count half, so that an agent that always holds the same position beats half of its own copies;
     NaN where all draws tie.
