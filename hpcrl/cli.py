@@ -87,6 +87,9 @@ def stage_files(
     symbols: Annotated[str, typer.Option(help="Only these symbols: A,B")] = "",
     timezone: Annotated[str | None, typer.Option(help="Zone of timestamps that carry none.")] = None,
     computed: Annotated[bool, typer.Option(help="Compute the built-in features.")] = True,
+    price_adjustment: Annotated[
+        str, typer.Option(help="unknown, unadjusted, splits or splits_dividends.")
+    ] = "unknown",
     strict: Annotated[bool, typer.Option("--strict", help="Reject what would be dropped.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -102,6 +105,7 @@ def stage_files(
         symbols=_names(symbols),
         timezone=timezone,
         computed=computed,
+        price_adjustment=price_adjustment,
         strict=strict,
     )
     _print_staged(result, as_json)

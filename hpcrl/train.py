@@ -1,4 +1,4 @@
-"""Training: ``build`` puts the parts together, ``learn`` is the loop; ``launch/job`` decides where it starts."""
+"""Training: ``build`` puts the parts together, ``learn`` is the loop; ``launch/job`` picks the start."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from hpcrl.policy import build_policy
 from hpcrl.rollout.collector import Collector
 from hpcrl.rollout.summary import summarise, timing
 from hpcrl.types import HpcrlError
-from hpcrl.world.collectives import any_rank
+from hpcrl.world.collectives import all_max, any_rank
 from hpcrl.world.stop import StopFlag
 from hpcrl.world.world import World
 
@@ -161,6 +161,7 @@ def learn(
         trainer.epoch += 1
         trainer.env_steps += rollout.reward_CNQ.numel() * world.size
         metrics = trainer.progress() | summarise(rollout, tally, config, world) | learnt
+        metrics["weight_divergence"] = weight_divergence(collector.policy, world)
         metrics |= timing(collector.watch, time.perf_counter() - start, rollout, trainer.attempt, world)
         for alarm in alarms.check(metrics):
             console.say(f"ALARM epoch {trainer.epoch}: {alarm}")
@@ -173,6 +174,15 @@ def learn(
             save(trainer, manager, kept)
             rolling.restart()
     return 0 if trainer.epoch >= config.train.epochs else STOPPED_EARLY
+
+
+def weight_divergence(policy: torch.nn.Module, world: World) -> float:
+    """Largest difference between ranks in the sum of the weights that rollouts use; collective.
+
+    0 as long as the ranks are one policy. DeepSpeed can let a rank go its own way without a word.
+    """
+    total = float(torch.stack([p.double().sum() for p in policy.parameters()]).sum())
+    return all_max(world, total) + all_max(world, -total)
 
 
 def save(trainer: Trainer, manager: CheckpointManager, kept: bool) -> None:

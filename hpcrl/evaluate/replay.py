@@ -6,6 +6,7 @@ the first being the start, the last the bankrupt one if there is one.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from torch import Tensor
 from hpcrl.env.account import Account, Outcome, advance, open_accounts
 from hpcrl.env.bars import Bar, PackedBars, pack
 from hpcrl.evaluate.case import Case, read_case
+from hpcrl.storage.atomic import read_json, write_json
 
 SIGMA_WINDOW = 78  # log returns: one session of 5-minute bars
 SIGMA_LEAST = 20
@@ -43,6 +45,11 @@ def replay_case(case: dict) -> dict:
         if bool(outcome.bankrupt_N1):
             break
     return {"rows": rows}
+
+
+def replay_file(case: Path, out: Path) -> None:
+    """``hpcrl replay``: read a case, write its ledger whole or not at all."""
+    write_json(out, replay_case(read_json(case)))
 
 
 def bar_rows(packed: PackedBars, b: int) -> Tensor:

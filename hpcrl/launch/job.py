@@ -43,6 +43,8 @@ def resolve(request: Request, ranks: Ranks) -> tuple[Config, RunDir | None]:
         return _resolve_resumed(request, ranks)
     if request.config is None and request.init is None:
         raise HpcrlError("train needs --config FILE (for example yaml/local.yaml), --resume or --init")
+    if request.init is not None and not request.init.exists():
+        raise HpcrlError(f"--init {request.init}: no such run folder or checkpoint")
     base = None if request.init is None or request.config is not None else _config_of(request.init)
     config = load_config(request.config, request.overrides, ranks=request.ranks, base=base)
     if config.train.training_mode == "single" and max(ranks.size, request.ranks or 1) > 1:

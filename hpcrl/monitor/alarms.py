@@ -35,6 +35,11 @@ class Alarms:
                 f"explained variance below 0 for {NEGATIVE_FOR} epochs; the critic does not learn: "
                 "lower learn.lr or raise learn.batch_size"
             )
+        if metrics["weight_divergence"]:
+            found.append(
+                f"the ranks' weights differ by {metrics['weight_divergence']:g}; stop and resume from the "
+                "last checkpoint, and report it"
+            )
         if metrics["skipped_steps"]:
             found.append(
                 f"{metrics['skipped_steps']:.0f} optimiser steps skipped for non-finite gradients; "

@@ -1,0 +1,1 @@
+"""Measurements that print JSON; not timed tests."""

@@ -1,0 +1,170 @@
+"""Bad input on the command line: exit code 2 (or 1), one line, no traceback, nothing written."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from hpcrl import cli
+from hpcrl.market.stage import stage_synthetic
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture
+def hpcrl(monkeypatch, capsys, tmp_path):
+    """``hpcrl(args...) -> (exit code, stdout, stderr)`` in a folder of its own."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("RANK", "WORLD_SIZE", "GPU_COUNT", "ENVS_PER_GPU", "TRAINING_MODE"):
+        monkeypatch.delenv(name, raising=False)
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["hpcrl", *map(str, arguments)])
+        try:
+            cli.main()
+            code = 0
+        except SystemExit as end:
+            code = int(end.code or 0)
+        shown = capsys.readouterr()
+        assert "Traceback" not in shown.err
+        return code, shown.out, shown.err
+
+    return run
+
+
+def rows(**changes) -> pd.DataFrame:
+    """Two sessions of good bars; ``changes`` overwrite whole columns."""
+    frame = pd.read_csv(ROOT / "data/sample/MSFT_5min.csv").iloc[2:158].reset_index(drop=True)
+    return frame.assign(**changes)
+
+
+def swapped(frame: pd.DataFrame) -> pd.DataFrame:
+    order = np.arange(len(frame))
+    order[[10, 11]] = [11, 10]
+    return frame.iloc[order]
+
+
+BAD_TABLES = {
+    "missing column": (lambda f: f.drop(columns="volume"), "volume"),
+    "unsorted": (swapped, "sorted"),
+    "conflicting": (lambda f: pd.concat([f[:6], f[5:6].assign(close=f.low[5]), f[6:]]), "conflict"),
+    "nan": (lambda f: f.assign(close=f.close.where(f.index != 7)), "close"),
+    "high below low": (lambda f: f.assign(high=f.high.where(f.index != 7, f.low - 1)), "high"),
+    "zero price": (lambda f: f.assign(open=0.0, low=0.0), "0"),
+    "naive stamps": (lambda f: f.assign(timestamp=f.timestamp.str.rstrip("Z")), "zone"),
+    "empty": (lambda f: f[:0], "no rows"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_TABLES)
+def test_bad_tables_are_refused_and_leave_no_file(hpcrl, tmp_path, name):
+    change, part = BAD_TABLES[name]
+    change(rows()).to_csv(tmp_path / "bars.csv", index=False)
+    code, _, err = hpcrl("stage", "files", "--path", "bars.csv", "--out", "market.h5")
+    assert code == 2 and err.startswith("error: ") and part in err.lower(), err
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["bars.csv"]
+
+
+def test_the_malformed_sample_is_refused(hpcrl, tmp_path):
+    path = ROOT / "tests/data/bad_RAND_5min.csv"
+    code, _, err = hpcrl("stage", "files", "--path", path, "--out", "market.h5")
+    assert code == 2 and "RAND" in err and "2022-04-19" in err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_missing_path_and_unknown_features_are_named(hpcrl):
+    code, _, err = hpcrl("stage", "files", "--path", "nowhere.csv", "--out", "m.h5")
+    assert code == 2 and "nowhere.csv" in err
+    sample = ROOT / "data/sample/MSFT_5min.csv"
+    code, _, err = hpcrl("stage", "files", "--path", sample, "--out", "m.h5", "--features", "mood")
+    assert code == 2 and "mood" in err and "volume" in err
+
+
+@pytest.fixture
+def local(tmp_path) -> Path:
+    shutil.copytree(ROOT / "yaml", tmp_path / "yaml")
+    return tmp_path
+
+
+def train(hpcrl, *sets: str):
+    return hpcrl("train", "--config", "yaml/local.yaml", "--set", "market.path=market.h5", *sets)
+
+
+@pytest.mark.parametrize("what", ["missing", "foreign", "truncated", "not hdf5"])
+def test_unusable_data_files_are_named_and_make_no_run(hpcrl, local, what):
+    path = local / "market.h5"
+    if what == "foreign":
+        import h5py
+
+        with h5py.File(path, "w") as file:
+            file["x"] = [1]
+    elif what == "truncated":
+        stage_synthetic(path, symbols=("AAPL",), bars=50)
+        path.write_bytes(path.read_bytes()[:-5000])
+    elif what == "not hdf5":
+        path.write_text("timestamp,symbol\n")
+    code, _, err = train(hpcrl)
+    assert code == 2 and "market.h5" in err and err.count("\n") == 1, err
+    assert not (local / "checkpoints").exists()
+
+
+def test_fewer_bars_than_burn_in_and_one_episode_are_refused(hpcrl, local):
+    stage_synthetic(local / "market.h5", symbols=("AAPL",), bars=300)
+    code, _, err = train(hpcrl)
+    assert code == 2 and "train" in err and "256" in err, err
+    assert not (local / "checkpoints").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        (["train"], "--config"),
+        (["train", "--config", "none.yaml"], "none.yaml"),
+        (["train", "--config", "yaml/local.yaml", "--set", "learn.lrr=1"], "learn.lr"),
+        (["train", "--config", "yaml/local.yaml", "--set", "learn.batch_size=300"], "nearest that do"),
+        (["train", "--config", "yaml/local.yaml", "--set", "train.world_size=4"], "--ranks 4"),
+        (
+            ["train", "--config", "yaml/local.yaml", "--ranks", "2", "--set", "train.world_size=4"],
+            "--ranks 2",
+        ),
+        (["train", "--resume", "nowhere"], "nowhere"),
+        (["train", "--resume", "yaml"], "not a run folder"),
+        (["train", "--resume", "a", "--init", "b"], "one of them"),
+        (["train", "--init", "nowhere"], "nowhere"),
+        (["evaluate", "nowhere"], "nowhere"),
+        (["replay", "--case", "none.json", "--out", "l.json"], "none.json"),
+    ],
+)
+def test_bad_usage_is_one_line_and_exit_code_2(hpcrl, local, arguments, part):
+    code, _, err = hpcrl(*arguments)
+    assert code == 2 and part in err and err.count("\n") == 1, err
+    assert sorted(p.name for p in local.iterdir()) == ["yaml"]
+
+
+def test_training_mode_single_refuses_several_ranks(hpcrl, local, monkeypatch):
+    monkeypatch.setenv("TRAINING_MODE", "single")
+    code, _, err = hpcrl("train", "--config", "yaml/local.yaml", "--ranks", "2")
+    assert code == 2 and "TRAINING_MODE" in err
+
+
+def test_replay_writes_the_ledger(hpcrl, tmp_path):
+    case = ROOT / "tests/golden/01_long_flat_nocost.json"
+    code, out, _ = hpcrl("replay", "--case", case, "--out", "ledger.json")
+    assert code == 0 and out.strip() == "ledger.json"
+    assert len(json.loads((tmp_path / "ledger.json").read_text())["rows"]) == 6
+
+
+def test_tools_are_the_same_commands():
+    import subprocess
+
+    for tool, word in (("train", "--resume"), ("stage_data", "synthetic"), ("evaluate", "--split")):
+        done = subprocess.run(
+            [sys.executable, ROOT / f"tools/{tool}.py", "--help"], capture_output=True, text=True, timeout=60
+        )
+        assert done.returncode == 0 and word in done.stdout

@@ -1,0 +1,9 @@
+#!/usr/bin/env python
+"""python tools/train.py --config yaml/local.yaml: the same as ``hpcrl train``."""
+
+import sys
+
+from hpcrl.cli import main
+
+sys.argv.insert(1, "train")
+main()
