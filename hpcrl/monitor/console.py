@@ -6,7 +6,7 @@ import sys
 from typing import Literal
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 
 class TrainingConsole:
@@ -15,7 +15,7 @@ class TrainingConsole:
     def __init__(self, rank: int, epochs: int, style: Literal["auto", "plain", "bar"] = "auto") -> None:
         self.rank, self.epochs = rank, epochs
         self.bar: Progress | None = None
-        self.task = None
+        self.task: TaskID | None = None
         if rank == 0 and (style == "bar" or (style == "auto" and sys.stdout.isatty())):
             self.bar = Progress(
                 TextColumn("epoch"),
