@@ -70,7 +70,7 @@ def evaluate_run(
         folder = loaded.path.parent if loaded.record is not None else loaded.path
         openings, warning = open_sealed(folder, market.sha256, loaded.name, loaded.epoch)
     played = _play_all(tensors, loaded, plan, market, draws, seed)
-    meta = _meta(loaded, market, plan, split, data is not None, played, draws, seed)
+    meta = _meta(loaded, market, plan, split, played, draws, seed)
     meta["test_openings"], meta["device"] = openings, str(chosen)
     meta["warnings"] = _warnings(loaded, market, meta, played, warning)
     meta["seconds"] = round(time.monotonic() - began, 3)
@@ -182,7 +182,6 @@ def _meta(
     market: Market,
     plan: Plan,
     split: str,
-    override: bool,
     played: _Played,
     draws: int,
     seed: int,
@@ -190,7 +189,7 @@ def _meta(
     calendar = str(market.attributes.get("calendar", ""))
     periods = periods_per_year(calendar)
     sessions = int(played.rows[0].metrics["sessions"])
-    env = loaded.config.env
+    env, other = loaded.config.env, market.sha256 != loaded.data_sha256
     return {
         "run": loaded.name,
         "path": str(loaded.path),
@@ -207,7 +206,7 @@ def _meta(
         "calendar": calendar,
         "sessions_per_year": periods,
         "sharpe_standard_error": sharpe_error(sessions, periods),
-        "data": {"sha256": market.sha256, "source": market.source, "not_the_runs": override},
+        "data": {"sha256": market.sha256, "source": market.source, "not_the_runs": other},
         "synthetic": "synthetic" in market.source or "planted" in market.source,
         "accounts": [market.symbols[s] for s in plan.symbol_N] if env.assets == "single" else ["all"],
         "symbols": list(market.symbols),

@@ -177,10 +177,13 @@ def load_data(run: LoadedRun, override: str | Path | None = None) -> Market:
             f"the run's data {path} is not there (its sha256 is {run.data_sha256[:12]}...); "
             "give the file with --data"
         )
-    update: dict[str, Any] = {"path": path, "features": run.scaler.feature_names}
-    if override is not None and run.config.env.assets == "single":
-        update["symbols"] = ()  # any symbols can be played, one account each
-    market = load_market(run.config.market.model_copy(update=update))
+    wanted = run.config.market.model_copy(update={"path": path, "features": run.scaler.feature_names})
+    any_symbols = override is not None and run.config.env.assets == "single" and wanted.symbols
+    if any_symbols:  # of other data every symbol can be played, one account each
+        market = load_market(wanted.model_copy(update={"symbols": ()}))
+        market = market if market.sha256 != run.data_sha256 else load_market(wanted)
+    else:
+        market = load_market(wanted)
     if override is None and market.sha256 != run.data_sha256:
         raise HpcrlError(
             f"{path} is not the run's data: its sha256 is {market.sha256[:12]}..., the run was trained on "

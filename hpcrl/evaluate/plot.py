@@ -102,9 +102,8 @@ def _dates(ts_T: np.ndarray, session_T: np.ndarray) -> tuple[list[int], list[str
 
 def _axis_name(evaluation: Evaluation) -> str:
     meta = evaluation.meta
-    return (
-        f"{meta['bars']:,} bars of {meta['bar_seconds']:,} s, {meta['sessions']} sessions (nights left out)"
-    )
+    gaps = "" if meta["calendar"] == "24/7" else " (time between sessions left out)"
+    return f"{meta['bars']:,} bars of {meta['bar_seconds']:,} s, {meta['sessions']} sessions{gaps}"
 
 
 def _title(evaluation: Evaluation) -> str:

@@ -201,9 +201,11 @@ def test_other_data_is_refused_by_both_hashes_unless_named(tmp_path, data):
     mine = tmp_path / "mine.h5"
     shutil.copy(data, mine)
     run = make_run(tmp_path / "runs", make_config(mine))
-    mine.unlink()
+    mine.rename(tmp_path / "moved.h5")
     with pytest.raises(HpcrlError, match="is not there"):
         evaluate_run(run, "validation")
+    moved = evaluate_run(run, "validation", data=tmp_path / "moved.h5", draws=2)
+    assert not moved.meta["data"]["not_the_runs"]
     other = make_data(tmp_path / "mine.h5", ("CCC",), seed=8)
     with pytest.raises(HpcrlError, match=r"sha256 is \w{12}\.\.\., the run was trained on \w{12}"):
         evaluate_run(run, "validation")
