@@ -47,7 +47,7 @@ def update(
     ppo_epochs = 0
     for ppo_epoch in range(learn.ppo_epochs):
         order = permutation(n_chunks, config.train.seed, epoch, ppo_epoch, world.rank)
-        kl_before = log.sums["approx_kl"]
+        kl_before = log.sums["approx_kl"].clone()
         for rows in order.split(config.chunks_per_batch):
             batch = minibatch(rollout, rows)
             terms = _loss(engine, batch, targets, config)
