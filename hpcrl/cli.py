@@ -33,19 +33,20 @@ def main() -> None:
     try:
         app()
     except HpcrlError as error:
-        if not _another_rank_tells():
-            print(f"error: {error}", file=sys.stderr, flush=True)
+        from hpcrl.world.tell import tell
+
+        tell(error, *_rank())
         sys.exit(error.exit_code)
 
 
-def _another_rank_tells() -> bool:
-    """Mistakes found before the ranks have met are the same on all of them; rank 0 speaks."""
+def _rank() -> tuple[int, int]:
+    """Rank and size as far as they can be told."""
     from hpcrl.world.ranks import read_ranks
 
     try:
-        return read_ranks().rank != 0
+        return read_ranks()[:2]
     except HpcrlError:
-        return False
+        return 0, 1
 
 
 @app.command()

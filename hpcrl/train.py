@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from hpcrl.checkpoint.find import FORMAT
 from hpcrl.checkpoint.manager import CheckpointManager
 from hpcrl.config.root import Config
 from hpcrl.engine.engine import Engine
@@ -31,7 +32,6 @@ from hpcrl.world.world import World
 
 STOPPED_EARLY = 75
 """Exit code of a run that was asked to stop, saved, and can be resumed (EX_TEMPFAIL)."""
-FORMAT = 1
 
 
 @dataclass

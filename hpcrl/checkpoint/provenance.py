@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import platform
-import subprocess
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 
 import hpcrl
 from hpcrl.config.load import validate
 from hpcrl.config.root import Config, changed_keys
+from hpcrl.storage.revision import git_commit
 from hpcrl.storage.run_dir import RunDir
 from hpcrl.types import HpcrlError
 
@@ -67,23 +66,6 @@ def check_resumable(run: RunDir, record: dict, config: Config, data_sha256: str)
             f"{run.path.name} was trained on data with sha256 {record['data']['sha256'][:12]}..., but "
             f"{config.market.path} has {data_sha256[:12]}...; give --set market.path=FILE with the run's data"
         )
-
-
-def git_commit() -> str:
-    """Commit of the checkout that the package lies in, with "+changes" where files differ; else ""."""
-    folder = Path(hpcrl.__file__).parent
-    try:
-        commit = _git(folder, "rev-parse", "HEAD")
-        return commit + ("+changes" if _git(folder, "status", "--porcelain", "--", ".") else "")
-    except (OSError, subprocess.SubprocessError):
-        return ""
-
-
-def _git(folder: Path, *arguments: str) -> str:
-    done = subprocess.run(
-        ["git", *arguments], cwd=folder, capture_output=True, text=True, check=True, timeout=20
-    )
-    return done.stdout.strip()
 
 
 def _versions() -> dict[str, str]:

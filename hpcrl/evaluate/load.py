@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from hpcrl.checkpoint.contents import load_plain
+from hpcrl.checkpoint.find import find_portable, read_portable
 from hpcrl.checkpoint.manifest import Manifest
 from hpcrl.checkpoint.provenance import read_record
 from hpcrl.config.load import validate
@@ -26,18 +26,6 @@ from hpcrl.policy.transformer import TransformerPolicy
 from hpcrl.storage.run_dir import RunDir
 from hpcrl.types import HpcrlError, RunFailed
 
-FORMAT = 1
-_NEEDED = (
-    "format",
-    "epoch",
-    "env_steps",
-    "model",
-    "feature_scaler",
-    "config",
-    "data",
-    "n_entries",
-    "n_assets",
-)
 _FILE = re.compile(r"^checkpoint_epoch_(\d+)\.pt$")
 
 
@@ -84,7 +72,7 @@ def load_run(path: str | Path, *, epoch: int | None = None, device: torch.device
         return _load_file(path, epoch, device)
     run = RunDir.open(path)
     record = read_record(run)
-    checkpoint, warnings = _find(run, epoch)
+    checkpoint, warnings = find_portable(run, epoch)
     return _assemble(run.path, checkpoint, record, warnings, device)
 
 
@@ -105,36 +93,10 @@ def _load_file(path: Path, epoch: int | None, device: torch.device | str) -> Loa
     return _assemble(folder, path.absolute(), record, warnings, device)
 
 
-def _find(run: RunDir, epoch: int | None) -> tuple[Path, list[str]]:
-    """The portable file to load, checked against its manifest; and what was refused on the way."""
-    there = run.manifest_epochs()
-    if epoch is not None:
-        if epoch not in there:
-            known = ", ".join(map(str, sorted(there))) or "none"
-            raise HpcrlError(f"{run.path}: no checkpoint of epoch {epoch}; there are {known}")
-        Manifest.read(run.manifest(epoch)).check_file(run.path, run.portable(epoch).name)
-        return run.portable(epoch), []
-    refused: list[str] = []
-    for found in there:
-        try:
-            # Rank states are not needed to play, so a folder copied without them is fine.
-            Manifest.read(run.manifest(found)).check_file(run.path, run.portable(found).name)
-            return run.portable(found), refused
-        except RunFailed as error:
-            refused.append(f"checkpoint of epoch {found} refused: {error}")
-    reason = f" ({refused[0]})" if refused else ""
-    raise HpcrlError(f"{run.path}: no whole checkpoint to evaluate{reason}")
-
-
 def _assemble(
     folder: Path, checkpoint: Path, record: dict | None, warnings: list[str], device: torch.device | str
 ) -> LoadedRun:
-    saved = load_plain(checkpoint)
-    missing = [key for key in _NEEDED if key not in saved]
-    if missing:
-        raise RunFailed(f"{checkpoint}: not a checkpoint of hpcrl (it lacks {', '.join(missing)})")
-    if saved["format"] != FORMAT:
-        raise RunFailed(f"{checkpoint}: format {saved['format']!r}, this version reads format {FORMAT}")
+    saved = read_portable(checkpoint)
     # The checkpoint's own config: a run folder that was resumed may say other epochs by now.
     config = validate(saved["config"], f"config in {checkpoint.name}")
     data = (record or {}).get("data", {}) | saved["data"]

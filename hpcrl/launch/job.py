@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,14 +89,14 @@ def run_training(request: Request) -> int:
     config, run = resolve(request, ranks)
 
     from hpcrl.world.ranks import start_world, stop_world
+    from hpcrl.world.tell import tell
 
     world = start_world(config.engine.device, config.train.world_size)
     try:
         code = _train(world, config, run, request, stop)
     except HpcrlError as error:
         code = error.exit_code
-        if world.is_main:
-            print(f"error: {error}", file=sys.stderr, flush=True)
+        tell(error, world.rank, world.size)
     except Exception:
         traceback.print_exc()
         code = 1
@@ -182,6 +181,7 @@ def _begin(world: World, config: Config, market: Market, init: Path | None) -> t
 
 def _resume(world, config, market, run, manager, console) -> Trainer:
     """The run as its newest good checkpoint has it; from the start where it has none yet."""
+    from hpcrl.checkpoint.find import check_portable
     from hpcrl.checkpoint.provenance import check_resumable, read_record
     from hpcrl.market.scaler import Scaler, fit_scaler
     from hpcrl.monitor.metrics import read_metrics
@@ -194,6 +194,7 @@ def _resume(world, config, market, run, manager, console) -> Trainer:
         console.say("No checkpoint yet: the run starts from its beginning")
         scaler = fit_scaler(market, *market.split_range("train"))
     else:
+        check_portable(portable, str(run.portable(portable.get("epoch", 0))))
         scaler = Scaler.from_state(portable["feature_scaler"])
     trainer = build(config, world, market, scaler)
     attempts = [line.get("time/attempt", 1) for line in read_metrics(run.metrics)]

@@ -6,7 +6,6 @@ write. A data set that fails any check leaves neither file nor report behind.
 
 from __future__ import annotations
 
-import subprocess
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,7 +14,6 @@ from typing import Any, Literal, get_args
 import numpy as np
 import pandas as pd
 
-import hpcrl
 from hpcrl.market.align import align
 from hpcrl.market.bars import SymbolBars
 from hpcrl.market.calendar import Grid, session_grid
@@ -26,6 +24,7 @@ from hpcrl.market.quality import add_symbol, build_report
 from hpcrl.market.store import StoreWriter
 from hpcrl.market.synthetic import SYMBOLS, random_walk
 from hpcrl.storage.atomic import write_json
+from hpcrl.storage.revision import git_commit
 from hpcrl.types import HpcrlError
 
 Adjustment = Literal["unknown", "unadjusted", "splits", "splits_dividends"]
@@ -222,21 +221,3 @@ def _write(
         write_json(report_path, report)
     rows = {symbol: counts["present"] for symbol, counts in report["symbols"].items()}
     return StageResult(out, report, report_path, writer.sha256, rows)
-
-
-def git_commit() -> str:
-    """The commit of the checkout that runs, or "" for an installed package."""
-    root = Path(hpcrl.__file__).resolve().parents[1]
-    if not (root / ".git").exists():
-        return ""
-    try:
-        done = subprocess.run(
-            ["git", "-C", str(root), "rev-parse", "HEAD"],
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return done.stdout.strip() if done.returncode == 0 else ""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import socket
 import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Literal, NamedTuple
@@ -99,6 +100,9 @@ def rendezvous(launcher: Launcher, env: Mapping[str, str] | None = None) -> tupl
         )
     if "MASTER_ADDR" in env:
         host = env["MASTER_ADDR"]
+    elif env.get("SLURM_STEP_NUM_NODES") == "1":
+        # Slurm's name of a node need not be a name of the network.
+        host = "127.0.0.1"
     else:
         # Rank 0 lives on the step's first node, which need not be the job's first.
         host = first_host(env.get("SLURM_STEP_NODELIST") or env.get("SLURM_JOB_NODELIST", ""))
@@ -106,6 +110,17 @@ def rendezvous(launcher: Launcher, env: Mapping[str, str] | None = None) -> tupl
         return host, _number(env, "MASTER_PORT")
     seed = _number(env, "SLURM_JOB_ID") * 7 + _number(env, "SLURM_STEP_ID")
     return host, _PORT_BASE + seed % _PORT_SPAN
+
+
+def check_name(host: str) -> None:
+    """HpcrlError if this machine cannot resolve ``host``; torch would try for five minutes."""
+    try:
+        socket.getaddrinfo(host, None)
+    except OSError as error:
+        raise HpcrlError(
+            f"the ranks cannot meet at {host!r}: {socket.gethostname()} cannot resolve that name "
+            f"({error.strerror or error}); set MASTER_ADDR to an address of rank 0's node"
+        ) from None
 
 
 def check_size(ranks: Ranks, world_size: int) -> None:
@@ -125,6 +140,16 @@ def check_size(ranks: Ranks, world_size: int) -> None:
     )
 
 
+def _local_size(env: Mapping[str, str] | None = None) -> int:
+    """Ranks on this machine as far as the launcher says, else 1; the largest if Slurm's nodes differ."""
+    env = os.environ if env is None else env
+    if "RANK" in env:
+        return _number(env, "LOCAL_WORLD_SIZE") if "LOCAL_WORLD_SIZE" in env else 1
+    # Slurm: 8(x2),4 means two nodes with eight tasks and one with four.
+    tasks = re.sub(r"\(x\d+\)", "", env.get("SLURM_STEP_TASKS_PER_NODE", "")) if in_slurm_step(env) else ""
+    return max((int(part) for part in tasks.split(",") if part.isdigit()), default=1)
+
+
 def _device(choice: str, ranks: Ranks) -> torch.device:
     import torch
 
@@ -137,11 +162,14 @@ def _device(choice: str, ranks: Ranks) -> torch.device:
         return torch.device("cpu")
     count = torch.cuda.device_count()
     # Under Slurm each task may see its own GPU only (--gpus-per-task): then it is number 0 for everyone.
-    index = 0 if ranks.launcher == "slurm" and count == 1 else ranks.local_rank
-    if index >= count:
+    alone = ranks.launcher == "slurm" and count == 1
+    index = 0 if alone else ranks.local_rank
+    # All ranks of a machine look at their number, so that all of them, rank 0 included, find the mistake.
+    wanted = 1 if alone else max(index + 1, _local_size())
+    if wanted > count:
         raise HpcrlError(
-            f"local rank {index} needs its own GPU, but this machine shows {count}; start at most {count} "
-            "ranks per machine, or use engine.device = cpu"
+            f"{wanted} ranks on this machine need a GPU each, but it shows {count}; start at most {count} "
+            "ranks per machine (for Slurm: ask for as many GPUs as tasks), or use engine.device = cpu"
         )
     return torch.device("cuda", index)
 
@@ -168,6 +196,8 @@ def start_world(device_choice: str = "auto", world_size: int | None = None) -> W
     if world_size is not None:
         check_size(ranks, world_size)
     address = rendezvous(ranks.launcher) if ranks.size > 1 else None
+    if address is not None:
+        check_name(address[0])
 
     import torch
     import torch.distributed as dist
