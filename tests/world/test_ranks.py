@@ -99,6 +99,44 @@ def test_slurm_ranks_meet_on_the_steps_first_node_at_a_port_from_the_job() -> No
     assert ranks.rendezvous("slurm", STEP | {"MASTER_ADDR": "x", "MASTER_PORT": "9"}) == ("x", 9)
 
 
+def test_ranks_on_one_node_meet_on_loopback_whatever_slurm_calls_the_node() -> None:
+    assert ranks.rendezvous("slurm", STEP | {"SLURM_STEP_NUM_NODES": "1"})[0] == "127.0.0.1"
+    assert ranks.rendezvous("slurm", STEP | {"SLURM_STEP_NUM_NODES": "2"})[0] == "gpu08"
+
+
+def test_a_name_that_does_not_resolve_is_told_at_once() -> None:
+    ranks.check_name("127.0.0.1")
+    with pytest.raises(HpcrlError, match=r"'gpu08\.invalid'.*MASTER_ADDR"):
+        ranks.check_name("gpu08.invalid")
+
+
+@pytest.mark.parametrize(
+    ("env", "size"),
+    [
+        ({}, 1),
+        ({"RANK": "0", "LOCAL_WORLD_SIZE": "8"}, 8),
+        (STEP | {"SLURM_STEP_TASKS_PER_NODE": "8"}, 8),
+        (STEP | {"SLURM_STEP_TASKS_PER_NODE": "4(x2)"}, 4),
+        (STEP | {"SLURM_STEP_TASKS_PER_NODE": "3,8(x12),2"}, 8),
+        ({"SLURM_STEP_TASKS_PER_NODE": "8"}, 1),
+    ],
+)
+def test_the_ranks_of_one_machine_are_counted(env: dict[str, str], size: int) -> None:
+    assert ranks._local_size(env) == size
+
+
+@pytest.mark.parametrize("rank", [0, 7])
+def test_too_few_gpus_are_found_by_every_rank(rank: int, monkeypatch) -> None:
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setenv("RANK", str(rank))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
+    with pytest.raises(HpcrlError, match="8 ranks on this machine need a GPU each, but it shows 4"):
+        ranks._device("auto", Ranks(rank, 8, rank, "torchrun"))
+
+
 @pytest.mark.parametrize("launcher", ["none", "torchrun", "slurm"])
 def test_another_world_size_names_both_numbers_and_the_fix(launcher) -> None:
     size = 1 if launcher == "none" else 2
