@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import datetime
 import os
+import platform
 import socket
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -55,3 +58,32 @@ def run_on_ranks() -> Callable[..., list[subprocess.CompletedProcess[str]]]:
         return done
 
     return run
+
+
+def pytest_terminal_summary(terminalreporter, config) -> None:
+    """`make soak` keeps its results in docs/soak.md: counts, times, and what tests recorded."""
+    if config.getoption("markexpr") != "soak" or hasattr(config, "workerinput"):
+        return
+    groups: dict[str, list] = {}
+    for outcome in ("passed", "failed", "error"):
+        for report in terminalreporter.stats.get(outcome, []):
+            if report.when == "call" or outcome != "passed":
+                groups.setdefault(report.nodeid.split("[")[0], []).append((outcome, report))
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+    lines = [
+        "# Results of `make soak`",
+        "",
+        f"{datetime.date.today()}, commit {commit.stdout.strip()}, {os.cpu_count()} cores, "
+        f"Python {platform.python_version()}, torch {version('torch')}. Written by the run itself.",
+        "",
+        "| test | passed | failed | seconds, all |",
+        "|---|---|---|---|",
+    ]
+    notes = []
+    for name, found in sorted(groups.items()):
+        passed = sum(outcome == "passed" for outcome, _ in found)
+        seconds = sum(report.duration for _, report in found)
+        lines.append(f"| `{name}` | {passed} | {len(found) - passed} | {seconds:.0f} |")
+        notes += [f"- {key}: {value}" for _, report in found for key, value in report.user_properties]
+    if groups:
+        (ROOT / "docs/soak.md").write_text("\n".join([*lines, "", *sorted(notes)]).rstrip() + "\n")

@@ -16,7 +16,9 @@ class TrainingConsole:
         self.rank, self.epochs = rank, epochs
         self.bar: Progress | None = None
         self.task: TaskID | None = None
-        if rank == 0 and (style == "bar" or (style == "auto" and sys.stdout.isatty())):
+        self.drawn = style == "bar" or (style == "auto" and sys.stdout.isatty())
+        self.quiet = False
+        if rank == 0 and self.drawn:
             self.bar = Progress(
                 TextColumn("epoch"),
                 MofNCompleteColumn(),
@@ -27,9 +29,10 @@ class TrainingConsole:
                 TimeRemainingColumn(),
                 console=Console(),
             )
-        self.quiet = style == "auto" and sys.stdout.isatty()
 
     def start(self, epoch: int) -> None:
+        """Training begins after ``epoch`` finished epochs."""
+        self.quiet = self.drawn
         if self.bar is not None:
             self.bar.start()
             self.task = self.bar.add_task(

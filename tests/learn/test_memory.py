@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import logging
-
 import pytest
 from planted import CONFIG, train_and_play
 
 from hpcrl.config.load import load_config
 
-log = logging.getLogger(__name__)
 INSIDE, BEYOND = 12, 45
 """k; the window is 32, so 45 = 1.4 W."""
 EPOCHS = {INSIDE: 50, BEYOND: 160}
@@ -30,7 +27,9 @@ def test_the_policy_reaches_nine_tenths_of_the_oracle_on_fresh_bars(tmp_path, on
 @pytest.mark.soak
 @pytest.mark.parametrize("seed", [1, 2, 3])
 @pytest.mark.parametrize("k", [INSIDE, BEYOND])
-def test_soak_memory_on_three_seeds(tmp_path, one_rank, k, seed):
+def test_soak_memory_on_three_seeds(tmp_path, one_rank, record_property, k, seed):
     result = train_and_play(tmp_path, k, seed, EPOCHS[k], one_rank)
-    log.info("%s", result)
+    record_property(
+        "planted cue", f"k {k}, seed {seed}, {result.env_steps:,} env steps: share {result.share:.3f}"
+    )
     assert 0.9 <= result.share <= 1.02, result

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -124,3 +125,15 @@ def test_torchrun_gives_the_rank_and_a_disagreement_is_an_error(place):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert comparable_metrics(only_run(place))[0]["env_steps"] == 2 * 128
+
+
+def test_the_defaults_train_an_epoch_on_the_synthetic_fallback(tmp_path):
+    """yaml/base.yaml as shipped (d_model 256, 4 layers, rollout 512, bf16) on 1,000 bars per symbol."""
+    hpcrl("stage", "synthetic", "--out", "market.h5", "--symbols", "AAPL,MSFT", cwd=tmp_path)
+    base = Path(__file__).resolve().parents[2] / "yaml/base.yaml"
+    sets = ["--set", "train.epochs=1", "--set", "market.path=market.h5"]
+    done = hpcrl("train", "--config", str(base), *sets, cwd=tmp_path)
+    assert "Epoch 1: Collected 5120 steps" in done.stdout
+    (line,) = comparable_metrics(only_run(tmp_path))
+    assert line["data_source"] == "synthetic" and line["skipped_steps"] == 0
+    assert line["first_log_ratio"] == 0 and abs(line["loss"]) < 10
