@@ -87,3 +87,15 @@ def pytest_terminal_summary(terminalreporter, config) -> None:
         notes += [f"- {key}: {value}" for _, report in found for key, value in report.user_properties]
     if groups:
         (ROOT / "docs/soak.md").write_text("\n".join([*lines, "", *sorted(notes)]).rstrip() + "\n")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session) -> None:
+    """In CI nothing is skipped but what needs a GPU: a test that could not run there has not passed."""
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if os.environ.get("CI") != "true" or reporter is None or hasattr(session.config, "workerinput"):
+        return
+    skipped = [report.nodeid for report in reporter.stats.get("skipped", []) if "gpu" not in report.keywords]
+    if skipped:
+        print("\nskipped in CI, where only gpu may be:", *skipped, sep="\n  ")
+        session.exitstatus = 1
