@@ -39,14 +39,15 @@ def main() -> None:
         sys.exit(error.exit_code)
 
 
-def _rank() -> tuple[int, int]:
-    """Rank and size as far as they can be told."""
+def _rank() -> tuple[int, int, str]:
+    """Rank, size and launcher as far as they can be told."""
     from hpcrl.world.ranks import read_ranks
 
     try:
-        return read_ranks()[:2]
+        found = read_ranks()
+        return found.rank, found.size, found.launcher
     except HpcrlError:
-        return 0, 1
+        return 0, 1, "none"
 
 
 @app.command()

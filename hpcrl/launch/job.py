@@ -96,7 +96,7 @@ def run_training(request: Request) -> int:
         code = _train(world, config, run, request, stop)
     except HpcrlError as error:
         code = error.exit_code
-        tell(error, world.rank, world.size)
+        tell(error, world.rank, world.size, world.launcher)
     except Exception:
         traceback.print_exc()
         code = 1
@@ -131,14 +131,17 @@ def _train(world: World, config: Config, run: RunDir | None, request: Request, s
         console.stop()
     if code == STOPPED_EARLY:
         ranks = f" --ranks {world.size}" if world.size > 1 and world.launcher == "torchrun" else ""
-        console.say(f"Stopped after epoch {trainer.epoch}, all saved. To go on: {resume_command(run)}{ranks}")
+        command = f"{resume_command(run, world.launcher)}{ranks}"
+        console.say(f"Stopped after epoch {trainer.epoch}, all saved. To go on: {command}")
     else:
         console.say(f"Finished {trainer.epoch} epochs, {trainer.env_steps:,} env steps: {run.path}")
     return code
 
 
-def resume_command(run: RunDir) -> str:
-    return f"hpcrl train --resume {run.path}"
+def resume_command(run: RunDir, launcher: str) -> str:
+    """What to type; with Slurm the job script, for a bare ``hpcrl train`` would be one process."""
+    start = "sbatch slurm/train.sbatch" if launcher == "slurm" else "hpcrl train"
+    return f"{start} --resume {run.path}"
 
 
 def _begin(world: World, config: Config, market: Market, init: Path | None) -> tuple[Trainer, RunDir]:

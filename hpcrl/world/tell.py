@@ -13,14 +13,17 @@ from hpcrl.types import HpcrlError
 # What rank 0 may lag behind: its imports on a busy file system. Guessed.
 _PATIENCE_SECONDS = 5.0
 _STAGGER_SECONDS = 0.2
+# What the others may lag behind rank 0 under srun. Guessed.
+_LINGER_SECONDS = 2.0
 
 
-def tell(error: HpcrlError, rank: int = 0, size: int = 1) -> None:
+def tell(error: HpcrlError, rank: int = 0, size: int = 1, launcher: str = "none") -> None:
     """Print the error, once for all ranks where the launcher ends the others as soon as one has ended.
 
     The others wait: srun ends the step at the first bad exit, and rank 0 must have spoken by then. Only if
     nothing ended them do they speak, one after the other, for then rank 0 did not find this mistake. A TERM
-    meanwhile ends the process at once with the error's own exit code.
+    meanwhile ends the process at once with the error's own exit code. Under srun rank 0 leaves the others
+    time to get here: TERM while their Python starts would make 143 the exit code of the whole step.
     """
     if rank and size > 1:
 
@@ -31,3 +34,5 @@ def tell(error: HpcrlError, rank: int = 0, size: int = 1) -> None:
         time.sleep(_PATIENCE_SECONDS + _STAGGER_SECONDS * min(rank, 50))
     prefix = f"rank {rank}: " if rank else ""
     print(f"error: {prefix}{error}", file=sys.stderr, flush=True)
+    if rank == 0 and size > 1 and launcher == "slurm":
+        time.sleep(_LINGER_SECONDS)

@@ -22,6 +22,15 @@ def test_rank_0_and_a_lone_process_tell_at_once(capsys) -> None:
     assert capsys.readouterr().err == "error: too many\nerror: too few\n"
 
 
+def test_under_srun_rank_0_leaves_the_others_time_to_get_as_far(monkeypatch) -> None:
+    slept: list[float] = []
+    monkeypatch.setattr(module.time, "sleep", slept.append)
+    tell(HpcrlError("too many"), 0, 8, "torchrun")
+    assert slept == []
+    tell(HpcrlError("too many"), 0, 8, "slurm")
+    assert slept == [module._LINGER_SECONDS]
+
+
 def test_another_rank_that_nobody_ended_tells_with_its_number(capsys, monkeypatch) -> None:
     monkeypatch.setattr(module, "_PATIENCE_SECONDS", 0.0)
     monkeypatch.setattr(module, "_STAGGER_SECONDS", 0.0)
