@@ -2,12 +2,14 @@
 
 A temporary name is ``.NAME.HOST.PID.COUNT.tmp``, so that writers on several machines never meet and a dead
 writer's leftovers are recognised. Every failure to write removes the temporary file and raises ``RunFailed``
-naming the path, the reason and the free bytes. Nothing here knows torch.
+naming the path and the reason. ``check_output`` refuses, before any work, a path that must not be written.
+Nothing here knows torch.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import itertools
 import json
@@ -15,7 +17,7 @@ import os
 import re
 import shutil
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -25,6 +27,7 @@ from hpcrl.types import HpcrlError, RunFailed
 _COUNT = itertools.count()
 _TEMPORARY = re.compile(r"^\.(?P<name>.+)\.(?P<host>[^.]+)\.(?P<pid>\d+)\.\d+\.tmp$")
 _READ_BYTES = 1 << 20
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def _host() -> str:
@@ -45,9 +48,31 @@ def temporary_target(name: str) -> str | None:
 def write_error(path: Path, error: BaseException) -> RunFailed:
     """The one message for every failure to write ``path``."""
     reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    with contextlib.suppress(OSError):
-        reason += f" ({shutil.disk_usage(path.parent).free:,} bytes free)"
+    if isinstance(error, OSError) and error.errno in _NO_ROOM:
+        with contextlib.suppress(OSError):
+            reason += f" ({shutil.disk_usage(path.parent).free:,} bytes free)"
     return RunFailed(f"cannot write {path}: {reason or type(error).__name__}")
+
+
+def check_output(path: str | Path, inputs: Iterable[str | Path] = ()) -> None:
+    """HpcrlError unless a file can come into being at ``path`` without destroying one of the ``inputs``.
+
+    Refused: a folder, a device, a path below a file, and an input by whatever name it is called.
+    """
+    path = Path(path)
+    try:
+        if path.is_dir() or path.name in ("", ".."):
+            raise HpcrlError(f"{path}: a folder; name a file to write")
+        if path.exists() and not path.is_file():
+            raise HpcrlError(f"{path}: no regular file, so it is not written over; name another one")
+        above = next((folder for folder in path.absolute().parents if folder.exists()), None)
+        if above is not None and not above.is_dir():
+            raise HpcrlError(f"{path}: cannot be made, for {above} is no folder")
+        for given in inputs:
+            if Path(given).exists() and path.exists() and os.path.samefile(given, path):
+                raise HpcrlError(f"{path}: is one of the inputs, and would be lost; name another file")
+    except OSError as error:
+        raise HpcrlError(f"{path}: cannot be written there: {error.strerror or error}") from None
 
 
 def fsync_folder(folder: Path) -> None:
@@ -188,10 +213,22 @@ def sha256_of(path: str | Path) -> str:
 
 
 def read_json(path: str | Path) -> dict[str, Any]:
-    """The JSON object in ``path``; a missing, unreadable, truncated or foreign file is an ``HpcrlError``."""
+    """The JSON object in ``path``; a missing, unreadable, truncated or foreign file is an ``HpcrlError``.
+
+    So is a key that an object names twice: one of the two values would be lost without a word.
+    """
     path = Path(path)
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            keys = [key for key, _ in pairs]
+            doubled = next(key for key in keys if keys.count(key) > 1)
+            raise HpcrlError(f"{path}: the key {doubled!r} occurs twice in one object")
+        return found
+
     try:
-        value = json.loads(path.read_bytes().decode())
+        value = json.loads(path.read_bytes().decode(), object_pairs_hook=once)
     except FileNotFoundError as error:
         raise HpcrlError(f"{path}: no such file") from error
     except OSError as error:
@@ -202,6 +239,10 @@ def read_json(path: str | Path) -> dict[str, Any]:
         raise HpcrlError(
             f"{path}: not whole JSON (line {error.lineno}, column {error.colno}: {error.msg})"
         ) from error
+    except RecursionError:
+        raise HpcrlError(f"{path}: its JSON is nested too deeply to be read") from None
+    except ValueError as error:  # an integer of thousands of digits
+        raise HpcrlError(f"{path}: not readable JSON ({error})") from None
     if not isinstance(value, dict):
         raise HpcrlError(f"{path}: a JSON object was expected, found {type(value).__name__}")
     return value
@@ -217,14 +258,17 @@ def _alive(pid: int) -> bool:
     return True
 
 
-def remove_dead_temporaries(folder: str | Path) -> list[str]:
+def remove_dead_temporaries(folder: str | Path, targets: Container[str] | None = None) -> list[str]:
     """Remove temporary files whose writer on this machine is dead; names of those removed.
 
-    Files of other machines stay: whether their writer lives cannot be seen from here.
+    ``targets``: only those that stand for these names. Files of other machines stay: whether their writer
+    lives cannot be seen from here.
     """
     removed = []
     for entry in sorted(Path(folder).iterdir()):
         found = _TEMPORARY.match(entry.name)
+        if found and targets is not None and found["name"] not in targets:
+            continue
         if not found or found["host"] != _host() or _alive(int(found["pid"])) or not entry.is_file():
             continue
         with contextlib.suppress(OSError):

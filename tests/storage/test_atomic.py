@@ -108,7 +108,15 @@ def test_full_disk_is_one_clear_error_and_nothing_half_written(small_disk: Path,
 
 @pytest.mark.parametrize(
     ("content", "says"),
-    [(None, "no such file"), (b'{"a": 1', "not whole JSON"), (b"\xff\xfe", "not UTF-8"), (b"[1]", "list")],
+    [
+        (None, "no such file"),
+        (b'{"a": 1', "not whole JSON"),
+        (b"\xff\xfe", "not UTF-8"),
+        (b"[1]", "list"),
+        (b'{"a": ' + b"[" * 200_000 + b"]" * 200_000 + b"}", "nested too deeply"),
+        (b'{"a": {"price": 1, "size": 2, "price": 3}}', "key 'price' occurs twice"),
+        (b'{"a": ' + b"9" * 5000 + b"}", "not readable JSON"),
+    ],
 )
 def test_bad_json_is_a_users_error_naming_the_file(tmp_path: Path, content: bytes | None, says: str) -> None:
     path = tmp_path / "c.json"
@@ -123,6 +131,65 @@ def test_bad_json_is_a_users_error_naming_the_file(tmp_path: Path, content: byte
 def test_unwritable_folder_names_the_path(tmp_path: Path) -> None:
     with pytest.raises(RunFailed, match=r"nowhere/a\.json: No such file"):
         atomic.write_json(tmp_path / "nowhere" / "a.json", {})
+
+
+def test_free_bytes_are_told_where_there_was_no_room_and_only_there(tmp_path: Path) -> None:
+    for code, told in (
+        (errno.ENOSPC, True),
+        (errno.EDQUOT, True),
+        (errno.EEXIST, False),
+        (errno.EACCES, False),
+    ):
+        said = str(atomic.write_error(tmp_path / "x", OSError(code, os.strerror(code))))
+        assert ("bytes free" in said) is told and os.strerror(code) in said
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "folder", "folder/..", "missing/.."])
+def test_a_folder_is_no_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(HpcrlError, match="a folder; name a file"):
+        atomic.check_output(name)
+
+
+def test_devices_and_paths_below_a_file_are_no_outputs(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "file").touch()
+    for path, says in (
+        ("/dev/null", "no regular file"),
+        (tmp_path / "pipe", "no regular file"),
+        (tmp_path / "file" / "below" / "x", "file is no folder"),
+        (tmp_path / ("x" * 300), "too long"),
+    ):
+        with pytest.raises(HpcrlError, match=says) as caught:
+            atomic.check_output(path)
+        assert caught.value.exit_code == 2
+    atomic.check_output(tmp_path / "file")
+    atomic.check_output(tmp_path / "new" / "folder" / "x")
+
+
+def test_an_input_is_no_output_whatever_it_is_called(tmp_path: Path) -> None:
+    given = tmp_path / "in.csv"
+    given.touch()
+    (tmp_path / "soft").symlink_to(given)
+    (tmp_path / "hard").hardlink_to(given)
+    for path in (given, tmp_path / "soft", tmp_path / "hard", tmp_path / ".." / tmp_path.name / "in.csv"):
+        with pytest.raises(HpcrlError, match="one of the inputs"):
+            atomic.check_output(path, [tmp_path / "missing", given])
+    atomic.check_output(given, [tmp_path / "soft" / "missing"])
+
+
+def test_leftovers_of_other_files_stay_where_names_are_given(tmp_path: Path) -> None:
+    child = subprocess.Popen([sys.executable, "-c", ""])
+    child.wait()
+    names = [
+        atomic.temporary_path(tmp_path / name).name.replace(f".{os.getpid()}.", f".{child.pid}.")
+        for name in ("a.json", "b.json")
+    ]
+    for name in names:
+        (tmp_path / name).touch()
+    assert atomic.remove_dead_temporaries(tmp_path, {"a.json"}) == names[:1]
+    assert os.listdir(tmp_path) == names[1:]
 
 
 def test_only_dead_writers_leftovers_are_removed(tmp_path: Path) -> None:
