@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from hpcrl.config.base import Section
+from hpcrl.config.base import Mistake, Section
 
 
 class EngineConfig(Section):
@@ -14,14 +14,16 @@ class EngineConfig(Section):
     zero_stage: Literal[0, 1, 2, 3] = 1
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: cuda where there is a GPU."""
-    bucket_elements: int = Field(25_000_000, ge=1000)
+    bucket_elements: int = Field(25_000_000, ge=1000, le=10_000_000_000)
     """Elements of a communication bucket."""
 
     @model_validator(mode="after")
     def _stage(self) -> EngineConfig:
         if self.precision == "bf16" and self.zero_stage == 0:
-            raise ValueError(
+            raise Mistake(
                 "zero_stage = 0 with precision = bf16 trains wrongly (a phantom optimiser step, loss off by "
-                "3e-2); use zero_stage = 1, or precision = fp32"
+                "3e-2); use zero_stage = 1, or precision = fp32",
+                "precision",
+                "zero_stage",
             )
         return self

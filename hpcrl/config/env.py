@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from hpcrl.config.base import Section
+from hpcrl.config.base import Mistake, Section
 
 
 class CostConfig(Section):
@@ -50,7 +50,7 @@ class EnvConfig(Section):
     """Environments of one rank."""
     assets: Literal["single", "all"] = "single"
     """single: one symbol per environment; all: one account over every symbol."""
-    episode_rollouts: int = Field(1, ge=1)
+    episode_rollouts: int = Field(1, ge=1, le=1_000_000)
     """Length of a training episode in rollouts."""
     initial_cash: float = Field(100_000.0, gt=0)
     sizing: Literal["decision", "fill"] = "decision"
@@ -71,5 +71,5 @@ class EnvConfig(Section):
     @model_validator(mode="after")
     def _some_reward(self) -> EnvConfig:
         if not any(self.rewards.model_dump().values()):
-            raise ValueError("rewards: every weight is 0; at least one term needs a weight")
+            raise Mistake("rewards: every weight is 0; at least one term needs a weight", "rewards")
         return self

@@ -6,22 +6,23 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from hpcrl.config.base import Section
+from hpcrl.config.base import Mistake, Section
+from hpcrl.config.divisors import divisors, nearest
 
 
 class LearnConfig(Section):
-    rollout: int = Field(512, ge=1)
+    rollout: int = Field(512, ge=1, le=1_000_000)
     """Env steps per environment and epoch."""
-    sequence_length: int = Field(256, ge=1)
+    sequence_length: int = Field(256, ge=1, le=1_000_000)
     """Steps of one learnt chunk; divides the rollout, a multiple of policy.window."""
-    batch_size: int = Field(256, ge=1)
+    batch_size: int = Field(256, ge=1, le=1_000_000_000)
     """Env steps per minibatch and rank; a multiple of sequence_length."""
     ppo_epochs: int = Field(4, ge=1, le=100)
     lr: float = Field(3e-4, gt=0, le=1)
     lr_schedule: Literal["constant", "linear", "cosine"] = "constant"
     """linear, cosine: decays to lr x lr_final_fraction at train.epochs."""
     lr_final_fraction: float = Field(0.0, ge=0, le=1)
-    warmup_epochs: int = Field(0, ge=0)
+    warmup_epochs: int = Field(0, ge=0, le=1_000_000_000)
     gamma: float = Field(0.99, ge=0, lt=1)
     gae_lambda: float = Field(0.95, ge=0, le=1)
     clip_param: float = Field(0.2, gt=0, lt=10)
@@ -40,10 +41,10 @@ class LearnConfig(Section):
     @model_validator(mode="after")
     def _chunks(self) -> LearnConfig:
         if self.rollout % self.sequence_length:
-            divisors = [d for d in range(1, self.rollout + 1) if self.rollout % d == 0]
-            near = sorted(divisors, key=lambda d: abs(d - self.sequence_length))[:3]
-            raise ValueError(
+            raise Mistake(
                 f"sequence_length = {self.sequence_length} must divide rollout = {self.rollout}; "
-                f"nearest that do: {', '.join(map(str, sorted(near)))}"
+                f"nearest that do: {nearest(divisors(self.rollout), self.sequence_length)}",
+                "sequence_length",
+                "rollout",
             )
         return self

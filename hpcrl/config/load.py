@@ -6,16 +6,16 @@ Environment: TRAINING_MODE (distributed or single), GPU_COUNT (train.world_size)
 
 from __future__ import annotations
 
-import difflib
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
+from hpcrl.config.explain import broken_sections, explain, sets
 from hpcrl.config.root import Config
+from hpcrl.config.yaml_file import Layer, read_layers, read_value
 from hpcrl.types import HpcrlError
 
 ENVIRONMENT = {
@@ -23,6 +23,7 @@ ENVIRONMENT = {
     "GPU_COUNT": "train.world_size",
     "ENVS_PER_GPU": "env.envs_per_gpu",
 }
+WORLD_SIZE = ("train", "world_size")
 
 
 def load_config(
@@ -34,35 +35,24 @@ def load_config(
 ) -> Config:
     """Resolve a configuration.
 
-    ``base``: a resolved config (of an earlier run) that takes the place of defaults and YAML.
+    ``base``: a resolved config (of an earlier run) that takes the place of the defaults.
+    ``environment``: None is the process's own; a resumed run gives {}, for it goes on as it was.
     ``ranks``: what ``--ranks`` asked for; it is world_size unless environment or --set say another number.
     """
-    environment = os.environ if environment is None else environment
-    tree: dict[str, Any] = dict(base) if base is not None else {}
-    origin = "config of the run" if base is not None else "defaults"
-    if path is not None:
-        tree, origin = _merge(tree, read_yaml(path)), str(path)
-    said: dict[str, Any] = {}
-    if base is None:
-        for name, key in ENVIRONMENT.items():
-            if environment.get(name):
-                said[key] = _scalar(environment[name])
-    for item in overrides:
-        key, _, value = item.partition("=")
-        if not key or "=" not in item:
-            raise HpcrlError(f"--set {item!r}: expected key=value, for example --set learn.lr=1e-4")
-        said[key.strip()] = _scalar(value)
+    layers = [] if base is None else [Layer("config of the run", base)]
+    layers += [] if path is None else read_layers(path)
+    said = _said(environment, overrides)
+    layers += said
     if ranks is not None:
-        wanted = said.get("train.world_size", ranks)
-        if wanted != ranks:
-            raise HpcrlError(
-                f"--ranks {ranks} disagrees with train.world_size = {wanted} "
-                "(from GPU_COUNT or --set); give the same number"
-            )
-        said["train.world_size"] = ranks
-    for key, value in said.items():
-        _set(tree, key, value)
-    return validate(tree, origin)
+        if any(sets(layer.tree, WORLD_SIZE) for layer in said):
+            wanted = _resolve(layers).train.world_size
+            if wanted != ranks:
+                raise HpcrlError(
+                    f"--ranks {ranks} disagrees with train.world_size = {wanted} "
+                    "(from GPU_COUNT or --set); give the same number"
+                )
+        layers.append(Layer(f"--ranks {ranks}", _nested("train.world_size", ranks)))
+    return _resolve(layers)
 
 
 def one_process(config: Config, environment: Mapping[str, str] | None, overrides: Iterable[str]) -> Config:
@@ -71,9 +61,7 @@ def one_process(config: Config, environment: Mapping[str, str] | None, overrides
     Raises where the user said another world_size by GPU_COUNT or --set: a YAML file written for eight
     GPUs may be tried on a laptop, an explicit number may not be ignored.
     """
-    environment = os.environ if environment is None else environment
-    said = any(item.partition("=")[0].strip() == "train.world_size" for item in overrides)
-    said = said or bool(environment.get("GPU_COUNT"))
+    said = any(sets(layer.tree, WORLD_SIZE) for layer in _said(environment, overrides))
     if said and config.train.world_size != 1 and config.train.training_mode != "single":
         raise HpcrlError(
             f"train.world_size = {config.train.world_size}, but this is one process without a launcher: "
@@ -85,58 +73,44 @@ def one_process(config: Config, environment: Mapping[str, str] | None, overrides
     return validate(tree, "one process")
 
 
-def read_yaml(path: str | Path) -> dict[str, Any]:
-    """The mapping in a YAML file; an ``include: other.yaml`` (beside it) is read first."""
-    try:
-        text = Path(path).read_text()
-    except OSError as error:
-        raise HpcrlError(f"config {path}: cannot be read ({error.strerror or error})") from None
-    except UnicodeDecodeError:
-        raise HpcrlError(f"config {path}: is not a text file") from None
-    try:
-        tree = yaml.safe_load(text) or {}
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f", line {mark.line + 1}" if mark else ""
-        raise HpcrlError(
-            f"config {path}{where}: not valid YAML ({getattr(error, 'problem', error)})"
-        ) from None
-    if not isinstance(tree, dict):
-        raise HpcrlError(f"config {path}: expected sections (train:, env:, ...), found {type(tree).__name__}")
-    if "include" in tree:
-        parent = read_yaml(Path(path).parent / str(tree.pop("include")))
-        tree = _merge(parent, tree)
-    return tree
-
-
-def validate(tree: dict[str, Any], origin: str) -> Config:
+def validate(tree: dict[str, Any], origin: str, layers: Sequence[Layer] = ()) -> Config:
+    """The tree as a Config. ``origin`` names it in errors; ``layers`` tell who set which key."""
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
-        lines = [_explain(item) for item in error.errors()]
-        raise HpcrlError(f"config ({origin}): " + "; ".join(lines)) from None
+        raise HpcrlError(explain(error.errors(), layers, origin)) from None
 
 
-def _explain(item: Any) -> str:
-    key = ".".join(str(part) for part in item["loc"])
-    value = item.get("input")
-    if item["type"] == "extra_forbidden":
-        close = difflib.get_close_matches(key, _all_keys(Config), n=1, cutoff=0.4)
-        hint = f"; nearest valid key: {close[0]}" if close else ""
-        return f"unknown key {key} = {value!r}{hint}"
-    message = item["msg"].removeprefix("Value error, ")
-    if item["type"] == "value_error":
-        return f"{key}: {message}" if key else message
-    return f"{key} = {value!r}: {message[0].lower()}{message[1:]}"
+def overridden(overrides: Iterable[str], key: str) -> bool:
+    """Whether one of the ``--set`` items sets this dotted key."""
+    return any(sets(layer.tree, key.split(".")) for layer in _said({}, overrides))
 
 
-def _all_keys(model: type[BaseModel], prefix: str = "") -> list[str]:
-    keys: list[str] = []
-    for name, field in model.model_fields.items():
-        keys.append(prefix + name)
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            keys += _all_keys(field.annotation, f"{prefix}{name}.")
-    return keys
+def _said(environment: Mapping[str, str] | None, overrides: Iterable[str]) -> list[Layer]:
+    """What the environment and ``--set`` say, in the order in which it counts."""
+    environment = os.environ if environment is None else environment
+    layers = []
+    for name, key in ENVIRONMENT.items():
+        if environment.get(name):
+            origin = f"environment {name}"
+            layers.append(Layer(origin, _nested(key, read_value(environment[name], origin))))
+    for item in overrides:
+        key, equals, value = item.partition("=")
+        if not key.strip() or not equals:
+            raise HpcrlError(f"--set {item!r}: expected key=value, for example --set learn.lr=1e-4")
+        origin = f"--set {' '.join(item.split()):.100}"
+        layers.append(Layer(origin, _nested(key.strip(), read_value(value, origin))))
+    return layers
+
+
+def _resolve(layers: Sequence[Layer]) -> Config:
+    broken = [f"{layer.origin}: {line}" for layer in layers for line in broken_sections(layer.tree)]
+    if broken:
+        raise HpcrlError("; ".join(broken))
+    tree: dict[Any, Any] = {}
+    for layer in layers:
+        tree = _merge(tree, layer.tree)
+    return validate(tree, "config", layers)
 
 
 def _merge(low: dict, high: dict) -> dict:
@@ -147,25 +121,8 @@ def _merge(low: dict, high: dict) -> dict:
     return merged
 
 
-def _set(tree: dict, dotted: str, value: Any) -> None:
-    *sections, leaf = dotted.split(".")
-    node = tree
-    for section in sections:
-        child = node.get(section)
-        node[section] = dict(child) if isinstance(child, dict) else {}
-        node = node[section]
-    node[leaf] = value
-
-
-def _scalar(text: str) -> Any:
-    """A value as YAML reads it; 1e-4 is a number here, which YAML 1.1 takes for a string."""
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        return text
-    if isinstance(value, str):
-        try:
-            return float(value)
-        except ValueError:
-            return value
+def _nested(dotted: str, value: Any) -> dict[str, Any]:
+    """("a.b", 1) -> {"a": {"b": 1}}"""
+    for part in reversed(dotted.split(".")):
+        value = {part: value}
     return value

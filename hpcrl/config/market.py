@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
-from hpcrl.config.base import Section
+from hpcrl.config.base import Mistake, Section
 
 
 class MarketConfig(Section):
@@ -14,17 +14,17 @@ class MarketConfig(Section):
     """Symbols to use; empty: all of the file, in its order."""
     features: tuple[str, ...] = ()
     """Features to use; empty: all of the file, in its order."""
-    train_fraction: float = 0.70
-    validation_fraction: float = 0.15
+    train_fraction: float = Field(0.70, gt=0, lt=1)
+    validation_fraction: float = Field(0.15, ge=0, lt=1)
     """The rest is the sealed test split."""
 
     @model_validator(mode="after")
     def _fractions(self) -> MarketConfig:
-        if not 0 < self.train_fraction < 1 or self.validation_fraction < 0:
-            raise ValueError("train_fraction must lie in (0, 1) and validation_fraction must be >= 0")
         if self.train_fraction + self.validation_fraction >= 1:
-            raise ValueError(
-                f"train_fraction + validation_fraction = {self.train_fraction + self.validation_fraction:g} "
-                "leaves no test split; their sum must be below 1"
+            raise Mistake(
+                f"train_fraction + validation_fraction = {self.train_fraction:g} + "
+                f"{self.validation_fraction:g} leaves no test split; their sum must be below 1",
+                "train_fraction",
+                "validation_fraction",
             )
         return self

@@ -7,7 +7,8 @@ import json
 
 from pydantic import model_validator
 
-from hpcrl.config.base import Section
+from hpcrl.config.base import Mistake, Section
+from hpcrl.config.divisors import divisors, nearest
 from hpcrl.config.engine import EngineConfig
 from hpcrl.config.env import EnvConfig
 from hpcrl.config.learn import LearnConfig
@@ -41,16 +42,24 @@ class Config(Section):
     def _batches(self) -> Config:
         learn, envs = self.learn, self.env.envs_per_gpu
         if learn.sequence_length % self.policy.window:
-            raise ValueError(
-                f"learn.sequence_length = {learn.sequence_length} must be a multiple of "
-                f"policy.window = {self.policy.window}"
+            windows = [d for d in divisors(learn.sequence_length) if d >= 2]
+            raise Mistake(
+                f"learn.sequence_length = {learn.sequence_length} must be a multiple of policy.window = "
+                f"{self.policy.window}; nearest windows that divide it: "
+                f"{nearest(windows, self.policy.window) or 'none'}",
+                "learn.sequence_length",
+                "policy.window",
             )
         steps = envs * learn.rollout
         if learn.batch_size % learn.sequence_length or steps % learn.batch_size:
-            raise ValueError(
+            raise Mistake(
                 f"learn.batch_size = {learn.batch_size} must be a multiple of learn.sequence_length = "
                 f"{learn.sequence_length} and divide env.envs_per_gpu x learn.rollout = {envs} x "
-                f"{learn.rollout} = {steps}; nearest that do: {_nearest_batches(self)}"
+                f"{learn.rollout} = {steps}; nearest that do: {_nearest_batches(self)}",
+                "learn.batch_size",
+                "learn.sequence_length",
+                "env.envs_per_gpu",
+                "learn.rollout",
             )
         return self
 
@@ -69,9 +78,12 @@ class Config(Section):
         return self.learn.batch_size // self.learn.sequence_length
 
     def digest(self) -> str:
-        """sha256 over every key that decides the result of a run (all but ``LIVE_KEYS``)."""
-        flat = {k: v for k, v in flatten(self.model_dump(mode="json")).items() if not _is_live(k)}
-        return hashlib.sha256(json.dumps(flat, sort_keys=True).encode()).hexdigest()
+        """sha256 over every key that a resumed run may not change (all but ``LIVE_KEYS``).
+
+        Equal digests do not promise equal results: epochs (where the learning rate decays) and world_size
+        decide too, and are left out because a resume may change them; the data has a hash of its own.
+        """
+        return tree_digest(self.model_dump(mode="json"))
 
 
 def _is_live(key: str) -> bool:
@@ -81,9 +93,21 @@ def _is_live(key: str) -> bool:
 def _nearest_batches(config: Config) -> str:
     """The three sizes nearest to the wanted one that hold whole chunks and divide the rollout."""
     chunks = config.env.envs_per_gpu * config.learn.rollout // config.learn.sequence_length
-    sizes = [config.learn.sequence_length * d for d in range(1, chunks + 1) if chunks % d == 0]
-    nearest = sorted(sizes, key=lambda size: abs(size - config.learn.batch_size))[:3]
-    return ", ".join(map(str, sorted(nearest)))
+    return nearest([config.learn.sequence_length * d for d in divisors(chunks)], config.learn.batch_size)
+
+
+def tree_digest(tree: dict) -> str:
+    """``Config.digest`` of a resolved tree as it was recorded, whatever keys this version knows."""
+    flat = {key: value for key, value in flatten(tree).items() if not _is_live(key)}
+    return hashlib.sha256(json.dumps(flat, sort_keys=True).encode()).hexdigest()
+
+
+def live_changes(old: Config, new: Config) -> list[str]:
+    """``key=value`` for every live key that differs, but those that a launcher decides."""
+    a, b = flatten(old.model_dump(mode="json")), flatten(new.model_dump(mode="json"))
+    launcher = ("train.world_size", "train.training_mode")
+    changed = [key for key in sorted(b) if a.get(key) != b[key] and _is_live(key) and key not in launcher]
+    return [f"{key}={b[key]}" for key in changed]
 
 
 def flatten(tree: dict, prefix: str = "") -> dict[str, object]:

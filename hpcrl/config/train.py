@@ -14,7 +14,7 @@ class TrainConfig(Section):
     """single: one process, whatever world_size says."""
     world_size: int = Field(8, ge=1, le=65536)
     """Ranks, one per GPU; a launcher that started another number is an error."""
-    epochs: int = Field(100, ge=0)
+    epochs: int = Field(100, ge=0, le=1_000_000_000)
     """Epochs after which the run is finished; one epoch is one rollout and its PPO update."""
     seed: int = Field(0, ge=0, lt=2**31)
     deterministic: bool = False
@@ -24,15 +24,15 @@ class TrainConfig(Section):
 class CheckpointConfig(Section):
     dir: str = "checkpoints"
     """Folder in which the run folder dist_run_YYYYMMDD_HHMMSS is made."""
-    every_epochs: int = Field(50, ge=1)
+    every_epochs: int = Field(50, ge=1, le=1_000_000_000)
     """A checkpoint that is kept, every so many epochs."""
-    every_minutes: float = Field(10.0, ge=0)
+    every_minutes: float = Field(10.0, ge=0, le=1e9)
     """A rolling checkpoint by wall clock; 0: after every epoch."""
-    keep_rolling: int = Field(2, ge=1)
+    keep_rolling: int = Field(2, ge=1, le=1_000_000)
 
 
 class MonitorConfig(Section):
-    gpu_stats_every: int = Field(10, ge=1)
+    gpu_stats_every: int = Field(10, ge=1, le=1_000_000_000)
     """Epochs between printed GPU statistics."""
     progress: Literal["auto", "plain", "bar"] = "auto"
     """auto: a progress bar on a terminal, plain lines elsewhere."""

@@ -1,0 +1,91 @@
+"""YAML as settings: files with their includes, and single values. A key given twice is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+from hpcrl.types import HpcrlError
+
+
+class Layer(NamedTuple):
+    """Settings and who said them, as an error names it."""
+
+    origin: str
+    tree: dict[Any, Any]
+
+
+class GivenTwice(yaml.MarkedYAMLError):
+    """A mapping holds the same key twice, of which YAML would silently keep the last."""
+
+
+class _Loader(yaml.SafeLoader):
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        # Checked as composed, not as constructed: there, keys that `<<` merges in look like given ones.
+        node = super().compose_mapping_node(anchor)
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if (key.tag, key.value) in seen:
+                    raise GivenTwice(problem=f"{key.value} is given twice", problem_mark=key.start_mark)
+                seen.add((key.tag, key.value))
+        return node
+
+
+def read_value(text: str, origin: str) -> Any:
+    """A value as YAML reads it; what is not YAML is a text."""
+    try:
+        return _load(text)
+    except GivenTwice as error:
+        raise HpcrlError(f"{origin}: {error.problem}") from None
+    except (yaml.YAMLError, ValueError, RecursionError):
+        return text
+
+
+def read_layers(path: str | Path, including: tuple[Path, ...] = ()) -> list[Layer]:
+    """The settings of a YAML file after those of its ``include: other.yaml`` (beside it), lowest first.
+
+    ``including``: the files whose includes led here, outermost first. Raises HpcrlError, one line.
+    """
+    path = Path(path)
+    seen = [each.resolve() for each in including]
+    if path.resolve() in seen:
+        circle = [*including[seen.index(path.resolve()) :], path]
+        raise HpcrlError(f"config {circle[0]}: includes itself: {' -> '.join(map(str, circle))}")
+    tree = _read(path, including)
+    if "include" not in tree:
+        return [Layer(f"config {path}", tree)]
+    name = tree.pop("include")
+    if not isinstance(name, str) or not name.strip():
+        found = "is empty" if name is None or name == "" else f"= {name!r}"
+        raise HpcrlError(f"config {path}: include {found}; write one YAML file's name (include: base.yaml)")
+    return [*read_layers(path.parent / name, (*including, path)), Layer(f"config {path}", tree)]
+
+
+def _read(path: Path, including: tuple[Path, ...]) -> dict[Any, Any]:
+    """The mapping in one file."""
+    try:
+        tree = _load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        what = f"{including[-1]}: its include {path}" if including else f"{path}:"
+        raise HpcrlError(f"config {what} cannot be read ({error.strerror or error})") from None
+    except UnicodeDecodeError:
+        raise HpcrlError(f"config {path}: is not a text file") from None
+    except yaml.YAMLError as error:
+        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+        where = f"config {path}, line {mark.line + 1}" if mark else f"config {path}"
+        if isinstance(error, GivenTwice):
+            raise HpcrlError(f"{where}: {problem}") from None
+        raise HpcrlError(f"{where}: not valid YAML ({' '.join(str(problem or error).split())})") from None
+    except (ValueError, RecursionError) as error:  # an impossible date; brackets nested without end
+        raise HpcrlError(f"config {path}: not valid YAML ({error})") from None
+    if not isinstance(tree, dict) or not tree:
+        found = "it is empty" if not tree and tree not in (False, 0) else f"found {tree!r:.60}"
+        raise HpcrlError(f"config {path}: expected sections (train:, env:, ...), {found}")
+    return tree
+
+
+def _load(text: str) -> Any:
+    return yaml.load(text, _Loader)
