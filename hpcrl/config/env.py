@@ -55,8 +55,8 @@ class EnvConfig(Section):
     initial_cash: float = Field(100_000.0, gt=0)
     sizing: Literal["decision", "fill"] = "decision"
     """Which equity and price size an order: at the decision's close, or at the fill's open."""
-    lot: float = Field(0.0, ge=0)
-    """Target quantities are rounded toward zero to this lot; 0: fractional."""
+    lot: float = Field(1.0, ge=0)
+    """Target quantities are rounded toward zero to this lot (1: whole shares); 0: fractional."""
     max_leverage: float = Field(1.0, gt=0)
     """Target weights are scaled so that sum |w| stays at or below it."""
     maintenance: float = Field(0.0, ge=0, lt=1)

@@ -51,7 +51,7 @@ def all_costs(**more) -> EnvConfig:
     """Every cost and check on, and all reward terms."""
     costs = CostConfig(bps=0.5, slippage=5e-5, credit_rate=0.03, debit_rate=0.06)
     rewards = RewardConfig(log_return=1.0, turnover=1e-4, drawdown=0.5)
-    settings = {"max_leverage": 2.0, "maintenance": 0.25, "costs": costs, "rewards": rewards}
+    settings = {"lot": 0, "max_leverage": 2.0, "maintenance": 0.25, "costs": costs, "rewards": rewards}
     return EnvConfig(**(settings | more))
 
 

@@ -57,7 +57,7 @@ def make_config(data: Path, **env: Any) -> Config:
     return validate(
         {
             "market": {"path": str(data)},
-            "env": {"envs_per_gpu": 2, **env},
+            "env": {"envs_per_gpu": 2, "lot": 0, **env},
             "policy": {"d_model": 16, "layers": 2, "heads": 2, "window": 8},
             "learn": {"rollout": 32, "sequence_length": 16, "batch_size": 32},
             "engine": {"precision": "fp32"},

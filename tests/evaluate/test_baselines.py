@@ -30,7 +30,7 @@ def walk(bars: int = 120, symbols: int = 1, seed: int = 0) -> np.ndarray:
 
 
 def env(costs: CostConfig = FREE, **changes) -> EnvConfig:
-    return EnvConfig(costs=costs, **changes)
+    return EnvConfig(costs=costs, **({"lot": 0} | changes))
 
 
 def hold(market, config, lo=0, hi=None):
