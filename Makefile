@@ -38,7 +38,7 @@ check: $(VENV)/ready  ## format, lint, types and the fast tests: about a minute
 	$(BIN)/mypy
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not slow and not soak" $(SPREAD)
 
-bench: $(VENV)/ready  ## env steps per second of training, and where the time goes
+bench: $(VENV)/ready data/msft.h5  ## env steps per second of training, and where the time goes
 	$(BIN)/hpcrl bench train --config yaml/local.yaml
 
 clean:  ## remove .venv, staged data and caches; run folders stay

@@ -11,22 +11,30 @@ from typing import Any
 
 from rich.table import Table
 
-from hpcrl.config.load import load_config
+from hpcrl.config.load import load_config, overridden
+from hpcrl.config.market import MarketConfig
 from hpcrl.config.root import Config
+from hpcrl.types import HpcrlError
 
 BARS = 20_000
-"""Tradable synthetic bars where the config's data file does not exist."""
+"""Tradable synthetic bars, where no data file was asked for and the default one does not exist."""
 
 
 def bench_train(config_path: Path | None, overrides: tuple[str, ...], epochs: int) -> dict[str, Any]:
     """Train ``epochs`` epochs after one warm-up, in this process, without checkpoints.
 
     Rates are medians over epochs; ``split`` is each part's share of the time, the rest being ``other``
-    (recording, returns, bookkeeping).
+    (recording, returns, bookkeeping); ``data`` says which bars were measured. Raises HpcrlError where the
+    config names a data file that does not exist: synthetic bars stand in for the default one only.
     """
     config = load_config(config_path, [*overrides, "train.world_size=1"], environment={})
     with tempfile.TemporaryDirectory() as folder:
         if not Path(config.market.path).exists():
+            if config.market.path != MarketConfig().path or overridden(overrides, "market.path"):
+                raise HpcrlError(
+                    f"market.path = {config.market.path}: no such file; stage it first (hpcrl stage), or "
+                    "leave market.path out to measure synthetic bars"
+                )
             config = _on_synthetic(config, Path(folder))
         return _measure(config, epochs)
 
@@ -74,6 +82,7 @@ def _measure(config: Config, epochs: int) -> dict[str, Any]:
         "steps_per_second": steps / seconds,
         "epoch_seconds": seconds,
         "epochs": epochs,
+        "data": {"source": market.source, "bars": market.n_bars},
         "split": split | {"other": 1 - sum(split.values())},
         "parameters": sum(p.numel() for p in collector.policy.parameters()),
         "config": {
@@ -106,6 +115,8 @@ def render(result: dict[str, Any]) -> Table:
     )
     table.add_column("what")
     table.add_column("value", justify="right")
+    data = result["data"]
+    table.add_row("data", f"{data['source']}, {data['bars']:,} bars")
     table.add_row("env steps per second", f"{result['steps_per_second']:,.0f}")
     table.add_row("seconds per epoch", f"{result['epoch_seconds']:.2f}")
     for name, share in result["split"].items():
