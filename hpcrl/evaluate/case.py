@@ -7,16 +7,26 @@ from __future__ import annotations
 
 import difflib
 import math
+import operator
+import reprlib
 from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
 
+from hpcrl.config.env import CostConfig, EnvConfig
 from hpcrl.env.bars import Rules
 from hpcrl.types import HpcrlError
 
 PRICES = ("open", "high", "low", "close")
 BAR_KEYS = (*PRICES, "volume", "sigma", "split", "dividend", "delist", "halted")
+LARGEST = 1e18
+"""Of any number; products of a few still fit into float64."""
+LEAST_PRICE = 1e-15
+LAST_TS = 10**11
+"""Unix seconds of the year 5138: what is beyond it was meant as milliseconds."""
+ORDER_SLACK = 1e-9
+"""Relative: adjusted prices may cross by rounding."""
 
 
 @dataclass(frozen=True)
@@ -41,16 +51,25 @@ def _fail(where: str, message: str) -> HpcrlError:
     return HpcrlError(f"case {where}: {message}")
 
 
+def _quote(value: Any) -> str:
+    """The case's own text, cut short however long or deep it is."""
+    short = reprlib.Repr()
+    short.maxstring = short.maxother = 60
+    return short.repr(value)
+
+
 def _number(value: Any, where: str, key: str) -> float:
-    """A finite float from a number or a numeric string."""
+    """A finite float from a number or a numeric string, of at most LARGEST."""
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
-        raise _fail(where, f"{key} = {value!r} is not a number")
+        raise _fail(where, f"{key} = {_quote(value)} is not a number")
     try:
         number = float(value)
     except (ValueError, OverflowError):
-        raise _fail(where, f"{key} = {value!r} is not a number") from None
+        raise _fail(where, f"{key} = {_quote(value)} is not a number") from None
     if not math.isfinite(number):
-        raise _fail(where, f"{key} = {value!r} is not finite")
+        raise _fail(where, f"{key} = {_quote(value)} is not finite")
+    if abs(number) > LARGEST:
+        raise _fail(where, f"{key} = {number:g} is beyond {LARGEST:g}, the largest number that is read")
     return number
 
 
@@ -59,12 +78,12 @@ def _known(given: Any, allowed: tuple[str, ...], where: str, what: str) -> None:
         if key not in allowed:
             near = difflib.get_close_matches(str(key), allowed, 1)
             hint = f"; did you mean {near[0]!r}?" if near else f"; known are {', '.join(allowed)}"
-            raise _fail(where, f"unknown {what} {key!r}{hint}")
+            raise _fail(where, f"unknown {what} {_quote(key)}{hint}")
 
 
 def _object(value: Any, where: str, what: str) -> dict:
     if not isinstance(value, dict):
-        raise _fail(where, f"{what} must be a JSON object, not {value!r:.60}")
+        raise _fail(where, f"{what} must be a JSON object, not {_quote(value)}")
     return value
 
 
@@ -75,27 +94,35 @@ def _rules(config: dict, where: str) -> Rules:
     for key, value in config.items():
         if key == "sizing":
             if value not in ("decision", "fill"):
-                raise _fail(where, f"sizing = {value!r} must be 'decision' or 'fill'")
+                raise _fail(where, f"sizing = {_quote(value)} must be 'decision' or 'fill'")
             values[key] = value
         elif key == "intrabar":
             if not isinstance(value, bool):
-                raise _fail(where, f"intrabar = {value!r} must be true or false")
+                raise _fail(where, f"intrabar = {_quote(value)} must be true or false")
             values[key] = value
         elif key == "participation" and value is None:
             values[key] = None
         else:
             values[key] = _number(value, where, key)
-    rules = Rules(**values)
-    for key in names:
-        value = getattr(rules, key)
-        if isinstance(value, float) and value < 0 and key != "credit_rate":
-            raise _fail(where, f"{key} = {value:g} must not be negative")
-    for key in ("initial_cash", "max_leverage", "reward_floor", "participation"):
-        if getattr(rules, key) == 0:
-            raise _fail(where, f"{key} must be above 0")
-    if rules.reward_floor >= 1:
-        raise _fail(where, f"reward_floor = {rules.reward_floor:g} must be below 1")
-    return rules
+            _check_bounds(key, values[key], where)
+    return Rules(**values)
+
+
+_BOUNDS = {
+    "ge": ("at least", operator.ge),
+    "gt": ("above", operator.gt),
+    "le": ("at most", operator.le),
+    "lt": ("below", operator.lt),
+}
+
+
+def _check_bounds(key: str, value: float, where: str) -> None:
+    """The bounds that a training config has for the same key."""
+    known = {**EnvConfig.model_fields, **CostConfig.model_fields}[key].metadata
+    limits = [(_BOUNDS[n], getattr(limit, n)) for limit in known for n in _BOUNDS if hasattr(limit, n)]
+    if not all(holds(value, limit) for (_, holds), limit in limits):
+        said = " and ".join(f"{text} {limit:g}" for (text, _), limit in limits)
+        raise _fail(where, f"{key} = {value:g} must be {said}")
 
 
 def _read_bar(entry: Any, where: str, ended: bool) -> dict[str, float]:
@@ -108,7 +135,7 @@ def _read_bar(entry: Any, where: str, ended: bool) -> dict[str, float]:
     bar = {key: _number(value, where, key) for key, value in given.items()}
     halted = entry.get("halted") or False
     if not isinstance(halted, bool):
-        raise _fail(where, f"halted = {halted!r} must be true or false")
+        raise _fail(where, f"halted = {_quote(halted)} must be true or false")
     bar["halted"] = float(halted)
     prices = [key for key in PRICES if key in bar]
     if prices and len(prices) < 4:
@@ -117,16 +144,24 @@ def _read_bar(entry: Any, where: str, ended: bool) -> dict[str, float]:
     for key in prices:
         if bar[key] <= 0:
             raise _fail(where, f"{key} = {bar[key]:g} must be above 0")
-    if prices and bar["high"] < bar["low"]:
-        raise _fail(where, f"high = {bar['high']:g} is below low = {bar['low']:g}")
+        if bar[key] < LEAST_PRICE:
+            raise _fail(where, f"{key} = {bar[key]:g} is below {LEAST_PRICE:g}, the least price that is read")
+    _check_order(bar, prices, where)
     if prices and "volume" not in bar and not ended:
         raise _fail(where, "volume is missing; give 0 where nothing traded")
     if bar.get("split", 1.0) <= 0:
         raise _fail(where, f"split = {bar['split']:g} must be above 0")
-    for key in ("volume", "sigma", "delist"):
+    for key in ("volume", "sigma", "dividend", "delist"):
         if bar.get(key, 0.0) < 0:
             raise _fail(where, f"{key} = {bar[key]:g} must not be negative")
     return bar
+
+
+def _check_order(bar: dict[str, float], prices: list[str], where: str) -> None:
+    for upper in ("high", "open", "close"):
+        for lower in ("low",) if upper != "high" else ("low", "open", "close"):
+            if prices and bar[upper] < bar[lower] * (1 - ORDER_SLACK):
+                raise _fail(where, f"{upper} = {bar[upper]:.12g} is below {lower} = {bar[lower]:.12g}")
 
 
 _DEFAULTS = {"volume": 0.0, "split": 1.0, "dividend": 0.0, "halted": 0.0}
@@ -143,6 +178,8 @@ def _bars(name: str, bars: list, assets: list[str]) -> tuple[np.ndarray, dict[st
         ts = _number(bar.get("ts"), where, "ts")
         if ts != int(ts):
             raise _fail(where, f"ts = {ts!r} must be whole unix seconds")
+        if abs(ts) > LAST_TS:
+            raise _fail(where, f"ts = {ts:g} must be unix seconds; this is after the year 5000")
         ts_B[b] = int(ts)
         if b and ts_B[b] <= ts_B[b - 1]:
             raise _fail(where, f"ts = {ts_B[b]} is not after the previous bar's {ts_B[b - 1]}")
@@ -174,15 +211,15 @@ def read_case(case: Any) -> Case:
     """Check a case. HpcrlError names the first thing that is wrong."""
     if not isinstance(case, dict):
         raise HpcrlError(f"a case must be a JSON object, not {type(case).__name__}")
-    name = repr(case.get("name", "(unnamed)"))
+    name = _quote(case.get("name", "(unnamed)"))
     for key in ("assets", "bars", "actions"):
         if not isinstance(case.get(key), list):
             raise _fail(name, f"{key} must be a list")
     assets, bars, actions = case["assets"], case["bars"], case["actions"]
     if not assets or not all(isinstance(a, str) and a != "ts" for a in assets):
-        raise _fail(name, f"assets = {assets!r} must be names")
+        raise _fail(name, f"assets = {_quote(assets)} must be names")
     if len(set(assets)) != len(assets):
-        raise _fail(name, f"assets = {assets!r} names one twice")
+        raise _fail(name, f"assets = {_quote(assets)} names one twice")
     if not bars:
         raise _fail(name, "there is no bar")
     if len(actions) != len(bars) - 1:

@@ -6,6 +6,7 @@ the first being the start, the last the bankrupt one if there is one.
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,10 @@ from torch import Tensor
 from hpcrl.env.account import Account, Outcome, advance, open_accounts
 from hpcrl.env.bars import Bar, PackedBars, pack
 from hpcrl.evaluate.case import Case, read_case
-from hpcrl.storage.atomic import read_json, write_json
+from hpcrl.market.sigma import known_sigma
+from hpcrl.storage.atomic import check_output, read_json, write_json
+from hpcrl.types import HpcrlError
 
-SIGMA_WINDOW = 78  # log returns: one session of 5-minute bars
-SIGMA_LEAST = 20
 LEVERAGE_SLACK = 1e-12
 
 
@@ -29,26 +30,37 @@ def replay_case(case: dict) -> dict:
     Returns ``{"rows": [...]}`` of plain Python numbers. HpcrlError if the case is not well formed.
     """
     parsed = read_case(case)
-    sigma_BA = known_sigma(parsed)
+    sigma_BA = case_sigma(parsed)
     packed = pack_case(parsed, sigma_BA)
     account = open_accounts(1, len(parsed.assets), parsed.rules, torch.device("cpu"))
     rows = [_start_row(parsed)]
-    ended_A = np.isfinite(parsed.delist_BA[0])
     for b in range(1, len(parsed.ts_B)):
         bar = packed.at(bar_rows(packed, b))
         weight_NA = torch.from_numpy(parsed.weight_TA[b - 1 : b])
         outcome = advance(account, weight_NA, bar, parsed.rules)
-        ended_A = ended_A | np.isfinite(parsed.delist_BA[b])
-        asked_A = np.where(ended_A, 0.0, parsed.weight_TA[b - 1])
-        rows.append(_row(parsed, b, account, outcome, bar, asked_A, sigma_BA[b - 1]))
+        rows.append(_row(parsed, b, account, outcome, bar, sigma_BA[b - 1]))
+        _check_finite(parsed, rows[-1])
         account = outcome.account
         if bool(outcome.bankrupt_N1):
             break
     return {"rows": rows}
 
 
+def _check_finite(case: Case, row: dict[str, Any]) -> None:
+    """JSON has no infinity, and a ledger with one says nothing."""
+    numbers = {key: value for key, value in row.items() if isinstance(value, float)}
+    numbers |= {f"position of {asset}": value for asset, value in row["position"].items()}
+    for fill in row["fills"]:
+        numbers |= {f"{key} of {fill['asset']}": fill[key] for key in ("qty", "price", "commission")}
+    for key, value in numbers.items():
+        if not math.isfinite(value):
+            where = f"case {case.name}, bar {row['bar']}"
+            raise HpcrlError(f"{where}: {key} becomes {value}; the case's numbers are too large or too small")
+
+
 def replay_file(case: Path, out: Path) -> None:
     """``hpcrl replay``: read a case, write its ledger whole or not at all."""
+    check_output(out, [case])
     write_json(out, replay_case(read_json(case)))
 
 
@@ -77,23 +89,10 @@ def pack_case(case: Case, sigma_BA: np.ndarray) -> PackedBars:
     )
 
 
-def known_sigma(case: Case) -> np.ndarray:
-    """[B, A]: the case's own sigma, else the standard deviation (ddof 1) of the last 78 log returns known
-    at the bar's close; NaN with fewer than 20. Returns run from one real close to the next, without the
-    jump of a split."""
-    sigma_BA = case.sigma_BA.copy()
-    for a in range(sigma_BA.shape[1]):
-        returns: list[float] = []
-        last = np.nan
-        for b, close in enumerate(case.price["close"][:, a]):
-            last = last / case.split_BA[b, a]
-            if np.isfinite(close):
-                if np.isfinite(last):
-                    returns.append(np.log(close / last))
-                last = close
-            if np.isnan(sigma_BA[b, a]) and len(returns) >= SIGMA_LEAST:
-                sigma_BA[b, a] = np.std(returns[-SIGMA_WINDOW:], ddof=1)
-    return sigma_BA
+def case_sigma(case: Case) -> np.ndarray:
+    """[B, A]: the case's own sigma, else that of the market's data (``features.known_sigma``)."""
+    columns = [known_sigma(case.price["close"][:, a], case.split_BA[:, a]) for a in range(len(case.assets))]
+    return np.where(np.isnan(case.sigma_BA), np.stack(columns, axis=1), case.sigma_BA)
 
 
 def _start_row(case: Case) -> dict[str, Any]:
@@ -119,7 +118,6 @@ def _row(
     before: Account,
     outcome: Outcome,
     bar: Bar,
-    asked_A: np.ndarray,
     sigma_A: np.ndarray,
 ) -> dict[str, Any]:
     after = outcome.account
@@ -136,7 +134,7 @@ def _row(
         "financing": outcome.financing_N1.item(),
         "dividends": outcome.dividend_N1.item(),
         "fills": _fills(case, outcome, bar),
-        "flags": _flags(case, b, before, outcome, asked_A, sigma_A),
+        "flags": _flags(case, b, before, outcome, sigma_A),
         "reward": outcome.log_return_N1.item(),
     }
 
@@ -161,9 +159,7 @@ def _fills(case: Case, outcome: Outcome, bar: Bar) -> list[dict[str, Any]]:
     return fills
 
 
-def _flags(
-    case: Case, b: int, before: Account, outcome: Outcome, asked_A: np.ndarray, sigma_A: np.ndarray
-) -> list[str]:
+def _flags(case: Case, b: int, before: Account, outcome: Outcome, sigma_A: np.ndarray) -> list[str]:
     """Flags in the order of the step."""
     called, gap = bool(before.called_N1), not bool(outcome.solvent_N1)
     flags = ["margin_call_liquidation"] if called else []
@@ -173,7 +169,8 @@ def _flags(
     flags += [f"delisted:{a}" for a, price in zip(case.assets, case.delist_BA[b], strict=True) if price >= 0]
     if gap:
         return [*flags, "bankrupt_gap"]
-    scaled = np.abs(asked_A).sum() > case.rules.max_leverage * (1 + LEVERAGE_SLACK)
+    # Every given weight counts, that of a delisted asset too: what it asks for is scaled, then not traded.
+    scaled = np.abs(case.weight_TA[b - 1]).sum() > case.rules.max_leverage * (1 + LEVERAGE_SLACK)
     flags += ["leverage_scaled"] if scaled and not called else []
     for a in _processing_order(outcome):
         order, fill = abs(outcome.order_NA[0, a].item()), abs(outcome.fill_NA[0, a].item())

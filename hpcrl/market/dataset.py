@@ -14,14 +14,11 @@ import torch
 
 from hpcrl.market.bars import SymbolBars
 from hpcrl.market.calendar import SECOND_NS
-from hpcrl.market.features import VOLATILITY_BARS, realised_volatility, split_carried
 from hpcrl.market.scaler import Scaler
+from hpcrl.market.sigma import known_sigma
 from hpcrl.market.splits import Split, cut
 from hpcrl.market.tensors import MarketTensors
 from hpcrl.types import HpcrlError
-
-SIGMA_LEAST = 20
-"""Fewer log returns than this give no impact (design of the simulator)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,7 +94,7 @@ class Market:
             "ts_B": self.ts_B,
             "close_BS": mark_BS,
             "volume_BS": np.where(self.present_BS, self.volume_BS, 0.0),
-            "sigma_BS": self._sigma(last_BS),
+            "sigma_BS": self._sigma(),
             "feature_BSF": scaler.apply(self.feature_BSF),
         }
         same = (
@@ -117,18 +114,11 @@ class Market:
         row_BS = np.where(self.present_BS, np.arange(self.n_bars)[:, None], -1)
         return np.maximum.accumulate(row_BS, axis=0)
 
-    def _sigma(self, last_BS: np.ndarray) -> np.ndarray:
-        """Deviation of the last 78 log returns between present bars, known at each close [B, S]."""
-        sigma_BS = np.zeros(self.present_BS.shape)
-        for s in range(len(self.symbols)):
-            here_B = self.present_BS[:, s]
-            columns = {
-                n: getattr(self, f"{n}_BS")[here_B, s] for n in ("open", "high", "low", "close", "volume")
-            }
-            bars = split_carried(columns, self.split_BS[here_B, s])
-            sigma_BS[here_B, s] = np.nan_to_num(realised_volatility(bars, VOLATILITY_BARS, SIGMA_LEAST))
-        held_BS = np.take_along_axis(sigma_BS, np.maximum(last_BS, 0), axis=0)
-        return np.where(last_BS >= 0, held_BS, 0.0)
+    def _sigma(self) -> np.ndarray:
+        """``known_sigma`` of every symbol [B, S], 0 where it is not known."""
+        close_BS = np.where(self.present_BS, self.close_BS, np.nan)
+        each = [known_sigma(close_BS[:, s], self.split_BS[:, s]) for s in range(len(self.symbols))]
+        return np.nan_to_num(np.stack(each, axis=1))
 
 
 def assemble(

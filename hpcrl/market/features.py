@@ -49,10 +49,9 @@ def log_return(bars: Columns, lag: int) -> np.ndarray:
     return out_R
 
 
-def realised_volatility(bars: Columns, window: int, least: int | None = None) -> np.ndarray:
-    """Standard deviation (ddof 1) of the last ``window`` one-bar log returns [R]; NaN below ``least``."""
-    returns = pd.Series(log_return(bars, 1))
-    return returns.rolling(window, min_periods=least or window).std(ddof=1).to_numpy()
+def realised_volatility(bars: Columns, window: int) -> np.ndarray:
+    """Standard deviation (ddof 1) of the last ``window`` one-bar log returns [R]; NaN before."""
+    return pd.Series(log_return(bars, 1)).rolling(window).std(ddof=1).to_numpy()
 
 
 def _overnight_gap(bars: Columns) -> np.ndarray:

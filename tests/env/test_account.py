@@ -13,7 +13,7 @@ from reference import Ledger
 from hpcrl.env.account import Account, advance, open_accounts
 from hpcrl.env.bars import PackedBars
 from hpcrl.evaluate.case import read_case
-from hpcrl.evaluate.replay import bar_rows, known_sigma, pack_case, replay_case
+from hpcrl.evaluate.replay import bar_rows, case_sigma, pack_case, replay_case
 
 GOLDEN = sorted((Path(__file__).parent.parent / "golden").glob("[0-9]*.json"))
 
@@ -50,7 +50,7 @@ def test_reference_reproduces_the_golden_ledgers(path):
 def test_golden_account_is_bit_equal_inside_a_batch_of_64(path):
     """Copies at random places among accounts with other prices and weights."""
     case = read_case(json.loads(path.read_text()))
-    packed = pack_case(case, known_sigma(case))
+    packed = pack_case(case, case_sigma(case))
     rules, a, bars = case.rules, len(case.assets), min(len(case.ts_B), 200)
     g = torch.Generator().manual_seed(5)
     copy_N = torch.rand(64, generator=g) < 0.3

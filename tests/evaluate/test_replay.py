@@ -4,10 +4,12 @@ import copy
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from ledger_compare import assert_same
 
-from hpcrl.evaluate.replay import replay_case
+from hpcrl.evaluate.case import read_case
+from hpcrl.evaluate.replay import case_sigma, replay_case, replay_file
 from hpcrl.types import HpcrlError
 
 GOLDEN = sorted((Path(__file__).parent.parent / "golden").glob("[0-9]*.json"))
@@ -23,6 +25,13 @@ def test_golden_ledger_is_reproduced(path):
 
 def bar(ts, price=100.0, **more):
     return {"ts": ts, "X": {"open": price, "high": price, "low": price, "close": price, "volume": 1e5} | more}
+
+
+def nested(depth):
+    value = []
+    for _ in range(depth):
+        value = [value]
+    return value
 
 
 def small_case(bars, weights, **config):
@@ -109,10 +118,77 @@ def test_too_few_returns_leave_the_fill_without_impact_and_flagged():
     assert got[20] == ["no_sigma:X"] and got[21] == []
 
 
+def test_the_weight_of_a_delisted_asset_still_counts_towards_leverage():
+    def both(ts, **y):
+        return bar(ts) | {"Y": {"open": 10, "high": 10, "low": 10, "close": 10, "volume": 1e6} | y}
+
+    gone = dict.fromkeys(("open", "high", "low", "close"))
+    bars = [both(0), both(300, **gone, volume=0, delist=10), both(600, **gone, volume=0)]
+    case = small_case(bars, [0, 0]) | {"assets": ["X", "Y"]}
+    case["actions"] = [{"X": 0, "Y": 0}, {"X": 1, "Y": 1}]
+    ledger = replay_case(case)["rows"]
+    assert ledger[2]["flags"] == ["leverage_scaled"]
+    assert ledger[2]["position"] == {"X": 500, "Y": 0}
+    case["actions"][1] = {"X": 1, "Y": None}
+    ledger = replay_case(case)["rows"]
+    assert ledger[2]["flags"] == [] and ledger[2]["position"] == {"X": 1000, "Y": 0}
+
+
+def test_sigma_is_the_deviation_of_the_last_78_returns_between_real_closes():
+    rng = np.random.default_rng(3)
+    bars, returns, last, want = [], [], None, []
+    for b in range(150):
+        split = 2.0 if b in (40, 90) else 1.0
+        last = last and last / split
+        if b in (41, 60, 61):
+            bars.append({"ts": 300 * b, "X": {"volume": 0, "split": split}})
+        else:
+            close = (last or 100.0) * np.exp(0.01 * rng.standard_normal())
+            returns += [np.log(close / last)] if last else []
+            last = close
+            bars.append(bar(300 * b, close, split=split))
+        want.append(np.std(returns[-78:], ddof=1) if len(returns) >= 20 else np.nan)
+    bars[30]["X"]["sigma"] = want[30] = 0.5
+    got = case_sigma(read_case(small_case(bars, [0] * 149)))[:, 0]
+    np.testing.assert_allclose(got, want, rtol=1e-10)
+    assert np.isnan(got[19]) and np.isfinite(got[20])
+
+
+def test_rounding_may_cross_prices_a_little_and_null_means_no_cap():
+    bars = [bar(0), bar(300, close=100 * (1 + 1e-12)), bar(600, open=100 * (1 - 1e-12))]
+    ledger = replay_case(small_case(bars, ["1", 1], participation=None, half_spread="1e-4"))["rows"]
+    assert len(ledger) == 3 and ledger[1]["fills"][0]["qty"] == pytest.approx(1000)
+
+
 MALFORMED = {
     "unknown config key": (lambda c: c["config"].update(bsp=1), r"unknown config key 'bsp'.*'bps'"),
     "value not a number": (lambda c: c["config"].update(bps="ten"), "bps = 'ten' is not a number"),
     "negative cost": (lambda c: c["config"].update(half_spread=-1), "half_spread = -1"),
+    "participation over 1": (
+        lambda c: c["config"].update(participation="1.5"),
+        "participation = 1.5 must be above 0 and at most 1",
+    ),
+    "participation 0": (lambda c: c["config"].update(participation=0), "participation = 0 must be above 0"),
+    "half spread": (lambda c: c["config"].update(half_spread=0.5), "half_spread = 0.5 must be .*below 0.5"),
+    "slippage": (lambda c: c["config"].update(slippage=2), "slippage = 2 must be at least 0 and below 0.5"),
+    "fee": (lambda c: c["config"].update(min_fee=-1), "min_fee = -1 must be at least 0"),
+    "debit rate": (lambda c: c["config"].update(debit_rate=7), "debit_rate = 7 must be .*at most 1"),
+    "borrow rate": (lambda c: c["config"].update(borrow_rate=-0.1), "borrow_rate = -0.1"),
+    "maintenance": (lambda c: c["config"].update(maintenance=1), "maintenance = 1 must be .*below 1"),
+    "leverage": (lambda c: c["config"].update(max_leverage=0), "max_leverage = 0 must be above 0"),
+    "reward floor": (lambda c: c["config"].update(reward_floor=1), "reward_floor = 1 must be .*below 1"),
+    "cash": (lambda c: c["config"].update(initial_cash=0), "initial_cash = 0 must be above 0"),
+    "huge fee": (lambda c: c["config"].update(per_share=1e308), r"per_share = 1e\+308 is beyond 1e\+18"),
+    "endless integer": (lambda c: c["config"].update(bps=10**400), "bps = 10+.* is not a number"),
+    "huge time": (lambda c: c["bars"][2].update(ts=1e300), "bar 2: ts = 1e\\+300"),
+    "milliseconds": (lambda c: c["bars"][2].update(ts=1_650_000_000_000), "must be unix seconds"),
+    "huge price": (lambda c: c["bars"][1]["X"].update(high=1e308), r"high = 1e\+308 is beyond"),
+    "tiny price": (lambda c: c["bars"][1]["X"].update(low=1e-300), "low = 1e-300 is below"),
+    "open above high": (lambda c: c["bars"][1]["X"].update(open=101), "high = 100 is below open = 101"),
+    "close below low": (lambda c: c["bars"][1]["X"].update(close=99.9), "close = 99.9 is below low = 100"),
+    "negative dividend": (lambda c: c["bars"][1]["X"].update(dividend=-1), "dividend = -1 must not be neg"),
+    "deep value": (lambda c: c["bars"][1]["X"].update(close=nested(5000)), "close = .* is not a number"),
+    "deep name": (lambda c: c.update(name=nested(5000), bars=[]), "there is no bar"),
     "sizing": (lambda c: c["config"].update(sizing="close"), "sizing = 'close'"),
     "asset left out of a bar": (lambda c: c["bars"][1].pop("X"), "bar 1: asset 'X' is missing"),
     "unknown asset in a bar": (lambda c: c["bars"][1].update(Y={}), "bar 1: unknown asset 'Y'"),
@@ -145,3 +221,41 @@ def test_malformed_case_is_refused_by_name(what):
         replay_case(case)
     assert "'t'" in str(error.value) or "case" in str(error.value)
     assert error.value.exit_code == 2
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda c: c["config"].update(initial_cash=1e18, per_share=1e18, min_fee=1e18),
+        lambda c: [
+            b["X"].update(open=1e18, high=1e18, low=1e18, close=1e18, dividend=1e18) for b in c["bars"]
+        ],
+        lambda c: [b["X"].update(split=1e18, dividend=1e18) for b in c["bars"]],
+        lambda c: [b["X"].update(split=1e-300) for b in c["bars"]],
+        lambda c: [b["X"].update(sigma=1e18, volume=1e-300) for b in c["bars"]],
+        lambda c: c["config"].update(max_leverage=1e18, initial_cash=1e-300),
+        lambda c: c["config"].update(lot=1e-300),
+        lambda c: c["config"].update(reward_floor=1e-320),
+    ],
+)
+def test_extreme_numbers_give_a_ledger_of_numbers_or_one_error(change):
+    case = small_case([bar(300 * i, 100.0 + i % 3) for i in range(40)], [1e18, -1] * 19 + [0], impact_coef=1)
+    change(case)
+    try:
+        json.dumps(replay_case(case), allow_nan=False)
+    except HpcrlError as error:
+        assert "case 't', " in str(error)
+
+
+def test_a_ledger_is_not_written_over_its_case(tmp_path):
+    path = tmp_path / "case.json"
+    path.write_text(json.dumps(small_case([bar(0), bar(300)], [1])))
+    before = path.read_bytes()
+    (tmp_path / "link.json").symlink_to(path)
+    for out in (path, tmp_path / "link.json"):
+        with pytest.raises(HpcrlError, match="one of the inputs"):
+            replay_file(path, out)
+    with pytest.raises(HpcrlError, match="a folder"):
+        replay_file(path, tmp_path)
+    assert path.read_bytes() == before and sorted(tmp_path.iterdir()) == [path, tmp_path / "link.json"]
