@@ -1,7 +1,8 @@
 """One symbol's clean rows laid on its calendar's grid: gaps masked, off-grid rows put aside, features added.
 
-Refuses data whose grid is not the calendar's (more than a fifth of the rows off it, or bars longer than
-``bar_seconds``), corporate actions that sit on an off-grid row, and features that are not finite.
+Refuses data whose grid is not the calendar's (more than a fifth of the rows off it, bars longer than
+``bar_seconds``, or hardly any of the expected bars there), corporate actions that sit on an off-grid row,
+and features that are not finite.
 """
 
 from __future__ import annotations
@@ -10,13 +11,15 @@ import numpy as np
 import pandas as pd
 
 from hpcrl.market.bars import SymbolBars
-from hpcrl.market.calendar import SECOND_NS, Grid
+from hpcrl.market.calendar import SECOND_NS, Grid, Sessions
 from hpcrl.market.clean import PRICES, iso
 from hpcrl.market.features import BURN_IN, compute_features
 from hpcrl.types import HpcrlError
 
 OFF_GRID_LIMIT = 0.20
 """Above this share of off-grid rows the calendar, the time zone or the bar length is wrong (a guess)."""
+LEAST_COVERAGE = 0.10
+"""Below this share of the expected bars a stamp is astray or the calendar is wrong (a guess)."""
 ADVICE = "check --calendar (24/7 for a market that never closes), --timezone and --bar-seconds"
 SPLIT_RATIOS = np.array([2, 3, 4, 5, 6, 7, 8, 10, 15, 20, 25, 30, 50, 1.5])
 SPLIT_TOLERANCE = 0.04
@@ -43,7 +46,27 @@ def align(
     span = slice(place_R[0], place_R[-1] + 1)
     session_B = grid.session_G[span]
     _check_step(symbol, place_R, grid, bar_seconds)
+    _check_share(symbol, stamp_R[on_R], int(place_R[-1] - place_R[0]) + 1)
     return _fill(symbol, rows, place_R - place_R[0], grid, span, session_B, features, computed), aside
+
+
+def check_coverage(symbol: str, stamp_R: np.ndarray, sessions: Sessions) -> None:
+    """HpcrlError where one stray stamp would make a grid of bars that do not exist. Before the grid is built:
+    it may not fit into memory. Bars longer than said are left to ``align``, which names their length."""
+    longer = int(pd.Series(np.diff(stamp_R)).mode().iloc[0]) // sessions.step if len(stamp_R) > 1 else 1
+    expected = sessions.count(int(stamp_R[0]), int(stamp_R[-1]))
+    _check_share(symbol, stamp_R, expected // max(longer, 1))
+
+
+def _check_share(symbol: str, stamp_R: np.ndarray, expected: int) -> None:
+    if len(stamp_R) >= LEAST_COVERAGE * expected:
+        return
+    ends = [iso(int(stamp_R[row])) for row in (0, 1, -2, -1)]
+    raise HpcrlError(
+        f"{symbol}: {len(stamp_R):,} rows for the {expected:,} bars that the calendar has between the first "
+        f"stamp and the last ({len(stamp_R) / expected:.2%}); its stamps begin {ends[0]}, {ends[1]} and end "
+        f"{ends[2]}, {ends[3]}: remove a stray one, or {ADVICE}"
+    )
 
 
 def _check_grid(symbol: str, stamp_R: np.ndarray, on_R: np.ndarray, bar_seconds: int) -> None:

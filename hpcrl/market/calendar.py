@@ -30,8 +30,33 @@ class Grid:
     session_time_G: np.ndarray  # float32, 0 at a session's first bar to 1 at its last; 0 in one-bar sessions
 
 
+@dataclass(frozen=True)
+class Sessions:
+    """P uninterrupted parts of sessions, in time order: what a grid is cut from, without its bars."""
+
+    start_P: np.ndarray  # int64 ns UTC
+    stop_P: np.ndarray
+    day_P: np.ndarray  # date of the session in days since 1970-01-01
+    step: int  # ns of a bar
+
+    def count(self, first_ns: int, last_ns: int) -> int:
+        """Bars that start in [first_ns, last_ns]."""
+        bars_P = -((self.start_P - self.stop_P) // self.step)
+        before_P = np.clip(-((self.start_P - first_ns) // self.step), 0, bars_P)
+        until_P = np.clip((last_ns - self.start_P) // self.step + 1, 0, bars_P)
+        return int(np.maximum(until_P - before_P, 0).sum())
+
+    def grid(self) -> Grid:
+        return _cut(self.start_P, self.stop_P, self.day_P, self.step)
+
+
 def session_grid(calendar: str, bar_seconds: int, first_ns: int, last_ns: int) -> Grid:
     """The grid of all sessions that touch [first_ns, last_ns]. HpcrlError: unknown calendar, bad length."""
+    return find_sessions(calendar, bar_seconds, first_ns, last_ns).grid()
+
+
+def find_sessions(calendar: str, bar_seconds: int, first_ns: int, last_ns: int) -> Sessions:
+    """All sessions that touch [first_ns, last_ns]. HpcrlError: unknown calendar, bad length."""
     if bar_seconds < 1:
         raise HpcrlError(f"bar_seconds is {bar_seconds}; a bar lasts at least 1 second")
     if calendar == ALWAYS:
@@ -46,7 +71,7 @@ def session_grid(calendar: str, bar_seconds: int, first_ns: int, last_ns: int) -
             )
         day_P = np.unique(day_P)
         start_P, stop_P = day_P * DAY_NS, (day_P + 1) * DAY_NS
-    return _cut(start_P, stop_P, day_P, bar_seconds * SECOND_NS)
+    return Sessions(start_P, stop_P, day_P, bar_seconds * SECOND_NS)
 
 
 @functools.lru_cache(maxsize=4)

@@ -7,8 +7,12 @@ gaps need the exchange's calendar and are ``align``'s part. Stamps are int64 nan
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from decimal import Decimal
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -20,6 +24,8 @@ PRICES = ("open", "high", "low", "close")
 DEFAULTS = {"split": 1.0, "dividend": 0.0, "delist": np.nan}
 NAMED_ROWS = 10
 """Rows that a verdict names; the counts cover all."""
+YEARS = (1700, 2200)
+"""Stamps outside are mistakes; int64 nanoseconds end in 2262."""
 _ZONED = r"\d{1,2}:\d{2}(?::\d{2}(?:[.,]\d+)?)?\s*(?:Z|UTC|GMT|[+-]\d{2}(?::?\d{2})?)$"
 
 
@@ -85,6 +91,8 @@ def typed(
     name = ", ".join(files)
     bad = Verdicts()
     stamp = _stamps(frame["timestamp"], timezone, name)
+    far = stamp.notna() & ~stamp.dt.year.between(*YEARS)
+    bad.add("unparsable", frame[far], files, f"the timestamp is outside the years {YEARS[0]} to {YEARS[1]}")
     bad.add("unparsable", frame[stamp.isna()], files, "the timestamp is no point in time")
     no_symbol = frame["symbol"].isna() | (frame["symbol"].astype(str).str.strip() == "")
     bad.add("unparsable", frame[no_symbol], files, "no symbol")
@@ -93,7 +101,7 @@ def typed(
         if column not in frame.columns:
             values[column] = np.full(len(frame), DEFAULTS[column])
             continue
-        number = pd.to_numeric(frame[column], errors="coerce").astype("float64")
+        number = _numbers(frame[column])
         empty = frame[column].isna()
         wrong = number.isna() & (~empty if column in DEFAULTS and column not in features else True)
         found = frame.loc[wrong, column]
@@ -110,12 +118,34 @@ def typed(
     return out
 
 
+def _numbers(column: pd.Series) -> pd.Series:
+    """float64, NaN where a cell is no number: pandas would take true for 1, and a stamp for nanoseconds."""
+    if column.dtype == object:
+        number = (str, int, float, np.integer, np.floating, Decimal)
+        column = column.where(
+            column.map(lambda cell: isinstance(cell, number) and not isinstance(cell, bool))
+        )
+    elif pd.api.types.is_bool_dtype(column) or not (
+        pd.api.types.is_numeric_dtype(column) or pd.api.types.is_string_dtype(column)
+    ):
+        return pd.Series(np.nan, index=column.index)
+    return pd.to_numeric(column, errors="coerce").astype("float64")
+
+
+def _not_epoch(value: Any, name: str) -> HpcrlError:
+    """How to make stamps of numbers; the unit is a guess by size."""
+    units = {1e11: "s", 1e14: "ms", 1e17: "us", math.inf: "ns"}
+    unit = next(unit for limit, unit in units.items() if abs(float(value)) < limit)
+    return HpcrlError(
+        f"{name}: timestamps are numbers ({value}); if they are Unix time in {unit}, convert them first: "
+        f"pandas.to_datetime(table['timestamp'].astype('int64'), unit='{unit}', utc=True)"
+    )
+
+
 def _stamps(column: pd.Series, timezone: str | None, name: str) -> pd.Series:
     """UTC stamps, NaT where unparsable."""
     if pd.api.types.is_numeric_dtype(column):
-        raise HpcrlError(
-            f"{name}: timestamps are numbers ({column.iloc[0]}); write them as 2022-04-18T16:00:00Z"
-        )
+        raise _not_epoch(column.iloc[0], name)
     if isinstance(column.dtype, pd.DatetimeTZDtype):
         return column.dt.tz_convert("UTC")
     if pd.api.types.is_datetime64_dtype(column):
@@ -130,6 +160,8 @@ def _stamps(column: pd.Series, timezone: str | None, name: str) -> pd.Series:
         raise HpcrlError(
             f"{name}: some timestamps carry a zone and some do not (such as {odd!r}); make them alike"
         )
+    if filled.any() and re.fullmatch(r"\d{9,}(\.\d+)?", text[filled].iloc[0]):
+        raise _not_epoch(text[filled].iloc[0], name)
     naive = pd.to_datetime(text.where(filled), errors="coerce", format="ISO8601")
     if filled.any() and naive[filled].isna().all():
         raise HpcrlError(
@@ -144,14 +176,19 @@ def _localise(naive: pd.Series, timezone: str | None, name: str) -> pd.Series:
             f"{name}: timestamps such as {naive.iloc[0]} carry no time zone; write 2022-04-18T16:00:00Z, "
             "or name the zone they are in (--timezone America/New_York)"
         )
+    # The hour that a clock change skips or doubles has no certain UTC time: such rows are unparsable.
+    return naive.dt.tz_localize(timezone, ambiguous="NaT", nonexistent="NaT").dt.tz_convert("UTC")
+
+
+def check_timezone(timezone: str) -> None:
+    """HpcrlError unless pandas knows the zone."""
     try:
-        # The hour that a clock change skips or doubles has no certain UTC time: such rows are unparsable.
-        local = naive.dt.tz_localize(timezone, ambiguous="NaT", nonexistent="NaT")
-    except (KeyError, ValueError, TypeError) as error:
+        pd.Timestamp("2024-01-01").tz_localize(timezone)
+    except Exception as error:  # "", "." and "America" each raise another kind
         raise HpcrlError(
-            f"timezone {timezone!r} is not known ({error}); use a name such as America/New_York"
+            f"timezone {timezone!r} is not known ({' '.join(str(error).split())}); "
+            "use a name such as America/New_York"
         ) from None
-    return local.dt.tz_convert("UTC")
 
 
 def judge(

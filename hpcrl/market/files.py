@@ -31,7 +31,7 @@ def read_files(path: str | Path, features: tuple[str, ...] = ()) -> tuple[pd.Dat
     Returns the raw table (required, optional and feature columns, plus ``_file``, ``_line``) and the names
     of the files. HpcrlError names the file and what is wrong with it.
     """
-    files = _list_files(Path(path))
+    files = list_files(Path(path))
     frames = []
     for number, file in enumerate(files):
         frame = _read_csv(file) if file.suffix.lower() == ".csv" else _read_parquet(file)
@@ -55,11 +55,24 @@ def pick_columns(frame: pd.DataFrame, features: tuple[str, ...], name: str) -> p
     optional = [column for column in OPTIONAL if column in found and column not in features]
     if frame.empty:
         raise HpcrlError(f"{name}: has a header but no rows")
+    _check_symbols(frame["symbol"], name)
     lines = ["_line"] if "_line" in frame.columns else []
     return frame[[*needed, *optional, *lines]].copy()
 
 
-def _list_files(path: Path) -> list[Path]:
+def _check_symbols(column: pd.Series, name: str) -> None:
+    """Text (or whole numbers, as Tokyo's codes): a list or bytes would become a name that nobody gave."""
+    cells = column.dropna()
+    if column.dtype == object:
+        cells = cells[~cells.map(lambda cell: isinstance(cell, (str, int)) and not isinstance(cell, bool))]
+    elif not pd.api.types.is_bool_dtype(column):
+        return
+    if len(cells):
+        raise HpcrlError(f"{name}: symbol {cells.iloc[0]!r:.60} is no text; name the symbol, such as MSFT")
+
+
+def list_files(path: Path) -> list[Path]:
+    """The files that ``read_files`` reads. HpcrlError: none there, or of a kind that is not read."""
     if path.is_dir():
         files = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES and file.is_file())
         if not files:

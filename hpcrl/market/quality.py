@@ -6,7 +6,7 @@ error names their rows.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from hpcrl.market.align import census, split_jumps
 from hpcrl.market.bars import SymbolBars
@@ -15,6 +15,14 @@ from hpcrl.market.clean import NAMED_ROWS, Verdicts
 
 if TYPE_CHECKING:
     from rich.table import Table
+
+COLUMNS = (
+    ("first", "last"),
+    ("present", "tradable"),
+    ("missing", "zero_volume"),
+    ("sessions", "complete_sessions"),
+)
+"""Of the table, two values of a symbol above each other."""
 
 
 def build_report(header: dict[str, Any], dropped: Verdicts, rows_read: int) -> dict[str, Any]:
@@ -52,29 +60,24 @@ def flag(report: dict[str, Any], kind: str, rows: list[dict]) -> None:
 
 
 def render_report(report: dict[str, Any]) -> Table:
-    """The report as a Rich table: a line per symbol, then one per finding."""
+    """The report as a Rich table, readable at 80 columns: two lines per symbol, then one per finding."""
     from rich.markup import escape
     from rich.table import Table
 
     title = f"{report['source']}, {report['calendar']}, {report['bar_seconds']} s bars"
     table = Table(title=escape(title), caption=escape(_caption(report)), caption_justify="left")
-    columns = (
-        "present",
-        "missing",
-        "zero_volume",
-        "sessions",
-        "complete_sessions",
-        "tradable",
-        "first",
-        "last",
-    )
-    table.add_column("symbol")
-    for column in columns:
-        table.add_column(column.replace("_", " "), justify="left" if column in ("first", "last") else "right")
+    table.add_column("symbol", overflow="fold")
+    for head, tail in COLUMNS:
+        side: Literal["left", "right"] = "left" if head == "first" else "right"
+        heading = f"{head}\n{tail}".replace("_", " ").replace("complete sessions", "complete")
+        table.add_column(heading, justify=side, no_wrap=True)
     for symbol, counts in report["symbols"].items():
-        cells = [f"{counts[c]:,}" if isinstance(counts[c], int) else counts[c] for c in columns]
-        table.add_row(escape(symbol), *cells)
+        table.add_row(escape(symbol), *(f"{_show(counts[a])}\n{_show(counts[b])}" for a, b in COLUMNS))
     return table
+
+
+def _show(value: int | str) -> str:
+    return f"{value:,}" if isinstance(value, int) else value
 
 
 def _caption(report: dict[str, Any]) -> str:

@@ -6,6 +6,7 @@ write. A data set that fails any check leaves neither file nor report behind.
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,16 +15,17 @@ from typing import Any, Literal, get_args
 import numpy as np
 import pandas as pd
 
-from hpcrl.market.align import align
+from hpcrl.market.align import align, check_coverage
 from hpcrl.market.bars import SymbolBars
-from hpcrl.market.calendar import Grid, session_grid
-from hpcrl.market.clean import judge, typed
+from hpcrl.market.calendar import Grid, find_sessions
+from hpcrl.market.clean import check_timezone, judge, typed
 from hpcrl.market.features import BURN_IN, FEATURES, definitions
-from hpcrl.market.files import OPTIONAL, REQUIRED, pick_columns, read_files
+from hpcrl.market.files import OPTIONAL, REQUIRED, list_files, pick_columns, read_files
 from hpcrl.market.quality import add_symbol, build_report
-from hpcrl.market.store import StoreWriter
+from hpcrl.market.store import StoreWriter, is_store
 from hpcrl.market.synthetic import SYMBOLS, random_walk
-from hpcrl.storage.atomic import write_json
+from hpcrl.storage.atomic import check_output, fsync_folder, remove_dead_temporaries, to_json
+from hpcrl.storage.atomic import stage as stage_output
 from hpcrl.storage.revision import git_commit
 from hpcrl.types import HpcrlError
 
@@ -71,12 +73,42 @@ class StageOptions:
                 or (self.computed and name in FEATURES)
             ):
                 raise HpcrlError(f"feature {name!r}: this name is taken; rename the column")
-        if len(set(self.features)) < len(self.features):
-            raise HpcrlError(f"features {', '.join(self.features)}: a name occurs twice")
+        _check_once("feature", self.features)
+        _check_once("symbol", self.symbols)
+        if self.timezone is not None:
+            check_timezone(self.timezone)
 
     @property
     def feature_names(self) -> tuple[str, ...]:
         return (*(FEATURES if self.computed else ()), *self.features)
+
+
+def _check_once(kind: str, names: tuple[str, ...]) -> None:
+    doubled = next((name for name in names if names.count(name) > 1), None)
+    if doubled is not None:
+        raise HpcrlError(f"{kind} {doubled} is given twice")
+
+
+def report_path(out: Path) -> Path:
+    return out.with_suffix(".report.json")
+
+
+def prepare_output(out: str | Path, inputs: list[Path]) -> Path:
+    """HpcrlError, before any work, unless ``out`` is a new file or an older data set, and none of ``inputs``.
+
+    Also clears away what a staging of the same file left behind when it was killed.
+    """
+    out = Path(out)
+    check_output(out, inputs)
+    if out.exists() and not is_store(out):
+        raise HpcrlError(
+            f"{out}: exists and is no market file of `hpcrl stage`, so it is not written over; "
+            "remove it or name another file"
+        )
+    check_output(report_path(out), inputs)
+    if out.parent.is_dir():
+        remove_dead_temporaries(out.parent, {out.name, report_path(out).name})
+    return out
 
 
 def stage_files(path: str | Path, out: str | Path, **options: Any) -> StageResult:
@@ -86,6 +118,7 @@ def stage_files(path: str | Path, out: str | Path, **options: Any) -> StageResul
     """
     chosen = StageOptions(**options)
     chosen.check()
+    out = prepare_output(out, list_files(Path(path)))
     frame, files = read_files(path, chosen.features)
     return _stage(frame, files, out, chosen, source="files", query={"path": str(path)})
 
@@ -96,6 +129,7 @@ def stage_frame(
     """Stage a table that is already in memory: columns as in the files, rows named by their number."""
     chosen = StageOptions(**options)
     chosen.check()
+    out = prepare_output(out, [])
     picked = pick_columns(frame.reset_index(drop=True), chosen.features, source)
     picked["_file"], picked["_line"] = np.int32(0), np.arange(1, len(picked) + 1)
     return _stage(picked, [source], out, chosen, source=source, query=query or {})
@@ -116,6 +150,8 @@ def stage_synthetic(
         raise HpcrlError(
             f"synthetic data of {bars} bars for {len(symbols)} symbols: at least 1 of each is needed"
         )
+    _check_once("symbol", tuple(symbols))
+    prepare_output(out, [])
     tables = [random_walk(symbol, BURN_IN + bars, seed, calendar, bar_seconds) for symbol in symbols]
     return stage_frame(
         pd.concat(tables, ignore_index=True),
@@ -132,19 +168,21 @@ def stage_synthetic(
 def _stage(
     frame: pd.DataFrame,
     files: list[str],
-    out: str | Path,
+    out: Path,
     options: StageOptions,
     *,
     source: str,
     query: dict[str, Any],
 ) -> StageResult:
-    out = Path(out)
     frame = _pick_symbols(frame, options.symbols, ", ".join(files))
     rows_read = len(frame)
     frame = typed(frame, files, options.features, options.timezone)
     frame, dropped = judge(frame, files, options.features, options.price_adjustment)
     stamps = frame["timestamp"]
-    grid = session_grid(options.calendar, options.bar_seconds, int(stamps.min()), int(stamps.max()))
+    sessions = find_sessions(options.calendar, options.bar_seconds, int(stamps.min()), int(stamps.max()))
+    for symbol, rows in frame.groupby("symbol", sort=False):
+        check_coverage(str(symbol), rows["timestamp"].to_numpy(), sessions)
+    grid = sessions.grid()
     order = options.symbols or tuple(sorted(frame["symbol"].unique()))
     bars, aside = _align_all(frame, order, grid, options)
     dropped.add("off_grid", aside, files, f"not on the {options.calendar} {options.bar_seconds} s grid")
@@ -212,12 +250,16 @@ def _write(
         "burn_in": BURN_IN,
         "git_commit": git_commit(),
     }
-    report_path = out.with_suffix(".report.json")
-    with StoreWriter(out, attributes) as writer:
-        for one in bars:
-            writer.add(one)
-        report["sha256"] = writer.finish()
-        # Before the rename: a file without its report must not come into being.
-        write_json(report_path, report)
+    with contextlib.ExitStack() as stack:
+        with StoreWriter(out, attributes) as writer:
+            for one in bars:
+                writer.add(one)
+            report["sha256"] = writer.finish()
+            # Written whole before the data file is renamed, and renamed after it: neither without the other.
+            text = to_json(report).encode()
+            staged = stage_output(report_path(out), lambda file: file.write(text))
+            stack.callback(staged.discard)
+        staged.commit()
+    fsync_folder(out.parent)
     rows = {symbol: counts["present"] for symbol, counts in report["symbols"].items()}
-    return StageResult(out, report, report_path, writer.sha256, rows)
+    return StageResult(out, report, staged.path, writer.sha256, rows)

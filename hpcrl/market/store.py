@@ -33,7 +33,7 @@ from hpcrl.market.dataset import Market, assemble
 from hpcrl.storage.atomic import fsync_folder, temporary_path, write_error
 from hpcrl.types import HpcrlError
 
-__all__ = ["Market", "StoreWriter", "SymbolBars", "load_market", "read_store", "write_store"]
+__all__ = ["Market", "StoreWriter", "SymbolBars", "is_store", "load_market", "read_store", "write_store"]
 
 FORMAT = "hpcrl-market"
 FORMAT_VERSION = 1
@@ -221,6 +221,15 @@ def write_store(
         for one in bars.values() if isinstance(bars, Mapping) else bars:
             writer.add(one)
     return writer.sha256
+
+
+def is_store(path: str | Path) -> bool:
+    """Whether ``path`` is a file that ``StoreWriter`` made, of whatever format version."""
+    try:
+        with h5py.File(path, "r", locking=False) as file:
+            return bool(file.attrs.get("format") == json.dumps(FORMAT))
+    except (OSError, KeyError, ValueError, RuntimeError):
+        return False
 
 
 def read_store(path: str | Path) -> tuple[dict[str, SymbolBars], dict[str, Any]]:

@@ -63,6 +63,7 @@ BAD = {
     "negative volume": (set_cell("volume", -5), "volume is -5", 42),
     "no timestamp": (set_cell("timestamp", ""), "no point in time", 42),
     "no such day": (set_cell("timestamp", "2024-02-31T00:00:00Z"), "no point in time", 42),
+    "no such time": (set_cell("timestamp", "2624-03-01T03:20:00Z"), "outside the years 1700 to 2200", 42),
     "no symbol": (set_cell("symbol", ""), "no symbol", 42),
     "unsorted": (swap, "1 unsorted", 43),
     "conflicting duplicate": (doubled(volume=7.0), "1 conflicting_duplicate", 43),
@@ -241,10 +242,67 @@ def test_a_reverse_split_is_flagged_too(tmp_path):
 def test_the_report_renders_and_is_written_as_json(tmp_path):
     result = stage_files(SAMPLE, tmp_path / "out.h5")
     assert json.loads((tmp_path / "out.report.json").read_text()) == result.report
-    console = Console(width=160, record=True, file=io.StringIO())
+    console = Console(width=80, record=True, file=io.StringIO())
     console.print(render_report(result.report))
     text = console.export_text()
     assert "3,198" in text and "2022-04-18T16:02:00Z" in text and "line 3" in text
+    whole = ("present", "tradable", "missing", "zero volume", "sessions", "complete", "MSFT")
+    assert all(word in text for word in (*whole, "2022-04-18T16:00:00Z", "2022-06-15T15:55:00Z"))
+    assert "\N{HORIZONTAL ELLIPSIS}" not in text
+
+
+def test_the_report_is_readable_at_80_columns_for_large_data_and_long_names(tmp_path):
+    report = stage_files(SAMPLE, tmp_path / "out.h5").report
+    counts = {
+        key: 12_345_678 if isinstance(value, int) else value
+        for key, value in report["symbols"]["MSFT"].items()
+    }
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(render_report(report | {"symbols": {"A" * 30: counts, "[B]": counts}}))
+    text = console.export_text()
+    assert "\N{HORIZONTAL ELLIPSIS}" not in text and text.count("12,345,678") == 12 and "[B]" in text
+
+
+@pytest.mark.parametrize("zone", ["", ".", "America", "Mars/Olympus", "/etc"])
+def test_a_zone_that_does_not_exist_is_one_error(zone, tmp_path):
+    table = walk(300)
+    for change in (lambda text: text, lambda text: text.str.replace("Z", "")):
+        table["timestamp"] = change(table["timestamp"])
+        with pytest.raises(HpcrlError, match=r"timezone .* is not known.*America/New_York"):
+            stage(table, tmp_path, timezone=zone)
+
+
+@pytest.mark.parametrize("where", [0, 299])
+@pytest.mark.parametrize("seconds", [300, 1])
+def test_one_stray_stamp_does_not_make_years_of_missing_bars(where, seconds, tmp_path):
+    table = walk(300, freq=f"{seconds}s")
+    table.loc[where, "timestamp"] = "2170-01-01T00:00:00Z" if where else "1970-01-01T00:00:00Z"
+    table = pd.concat([table, walk(300, 1, "ETH", freq=f"{seconds}s")])
+    with pytest.raises(HpcrlError, match=r"BTC/USD: 300 rows for the [\d,]{9,} bars") as caught:
+        stage(table, tmp_path, bar_seconds=seconds)
+    text = str(caught.value)
+    assert ("2170-01-01T00:00:00Z" if where else "1970-01-01T00:00:00Z, 2024-03-01T00:0") in text
+
+
+def test_a_stray_stamp_on_an_exchanges_calendar_is_refused_too(tmp_path):
+    table = msft()
+    table.loc[0, "timestamp"] = "2000-01-03T14:30:00Z"
+    with pytest.raises(
+        HpcrlError, match=r"MSFT: 3,198 rows for the [\d,]+ bars .*begin 2000-01-03T14:30:00Z"
+    ):
+        stage(table, tmp_path, calendar="XNYS")
+
+
+def test_daily_bars_are_not_staged_as_bars_of_minutes(tmp_path):
+    with pytest.raises(HpcrlError, match=r"BTC/USD: 300 rows for the 86,113 bars.*--bar-seconds"):
+        stage(walk(300, freq="1D"), tmp_path)
+
+
+def test_thin_trading_is_no_stray_stamp(tmp_path):
+    table = walk(3000).iloc[np.sort(np.random.default_rng(0).choice(3000, 600, replace=False))]
+    assert stage(table, tmp_path).rows == {"BTC/USD": 600}
+    stage(walk(3), tmp_path)
+    stage(walk(1), tmp_path)
 
 
 def test_unknown_options_of_a_frame_are_refused_too(tmp_path):

@@ -2,7 +2,7 @@ import pandas as pd
 import pytest
 from market_data import walk
 
-from hpcrl.market.stage import stage_files
+from hpcrl.market.stage import stage_files, stage_synthetic
 from hpcrl.market.store import read_store
 from hpcrl.types import HpcrlError
 
@@ -89,6 +89,57 @@ def test_a_feature_that_is_no_finite_number_is_refused(value, tmp_path):
         stage(tmp_path / "x.csv", tmp_path, features=("cue",))
 
 
+@pytest.mark.parametrize(
+    ("column", "cell", "message"),
+    [
+        ("volume", True, "volume is True"),
+        ("close", [1.0], r"close is \[1.0\]|close is array"),
+        ("volume", pd.Timestamp("2024-03-01"), "volume is Timestamp"),
+        ("symbol", ["BTC"], r"symbol .*'BTC'.* is no text"),
+        ("symbol", b"BTC", "symbol b'BTC' is no text"),
+        ("symbol", False, r"symbol .*False.* is no text"),
+    ],
+)
+def test_cells_of_parquet_that_are_no_numbers_or_names_are_refused(column, cell, message, tmp_path):
+    table = walk(300)
+    table[column] = [cell] * 300
+    table.to_parquet(tmp_path / "x.parquet")
+    with pytest.raises(HpcrlError, match=message):
+        stage(tmp_path / "x.parquet", tmp_path)
+
+
+def test_whole_numbers_are_names_of_symbols(tmp_path):
+    walk(300).assign(symbol=7203).to_parquet(tmp_path / "x.parquet")
+    assert list(stage(tmp_path / "x.parquet", tmp_path).rows) == ["7203"]
+
+
+@pytest.mark.parametrize(
+    ("scale", "unit"), [(1, "s"), (1000, "ms"), (1_000_000, "us"), (1_000_000_000, "ns")]
+)
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_stamps_that_are_numbers_come_with_their_remedy(scale, unit, kind, tmp_path):
+    table = walk(300)
+    seconds = pd.to_datetime(table["timestamp"]).dt.as_unit("s").astype("int64")
+    table["timestamp"] = seconds * scale
+    file = tmp_path / f"x.{kind}"
+    table.to_csv(file, index=False) if kind == "csv" else table.to_parquet(file)
+    with pytest.raises(HpcrlError, match=f"numbers .*Unix time in {unit}, convert them.*unit='{unit}'"):
+        stage(file, tmp_path)
+    table["timestamp"] = pd.to_datetime(table["timestamp"].astype("int64"), unit=unit, utc=True)
+    table.to_parquet(tmp_path / "good.parquet")
+    assert stage(tmp_path / "good.parquet", tmp_path).rows == {"BTC/USD": 300}
+
+
+def test_a_symbol_or_feature_that_is_given_twice_is_named(tmp_path):
+    walk(300).to_csv(tmp_path / "x.csv", index=False)
+    with pytest.raises(HpcrlError, match="symbol BTC/USD is given twice"):
+        stage(tmp_path / "x.csv", tmp_path, symbols=("BTC/USD", "BTC/USD"))
+    with pytest.raises(HpcrlError, match="feature cue is given twice"):
+        stage(tmp_path / "x.csv", tmp_path, features=("cue", "cue"))
+    with pytest.raises(HpcrlError, match="symbol A is given twice"):
+        stage_synthetic(tmp_path / "x.h5", symbols=("A", "A"))
+
+
 def test_corporate_actions_are_carried_through(tmp_path):
     table = walk(400).assign(split="", dividend="", delist="")
     table.loc[100, "split"] = "2"
@@ -114,7 +165,7 @@ BROKEN = {
     "bars.xlsx": (b"PK", "unknown kind of file '.xlsx'"),
     "epoch.csv": (
         b"timestamp,symbol,open,high,low,close,volume\n1709251200,A,1,1,1,1,1\n",
-        "no timestamp|no time zone",
+        r"timestamps are numbers \(1709251200\); if they are Unix time in s, .*pandas.to_datetime",
     ),
 }
 
