@@ -148,15 +148,17 @@ def evaluate(
     data: Annotated[Path | None, typer.Option(help="HDF5 file to play instead of the run's own.")] = None,
     epoch: Annotated[int | None, typer.Option(min=0, help="Checkpoint to take; default: the newest.")] = None,
     plot: Annotated[
-        Path | None, typer.Option(help="PNG to write; default: RUN/evaluation_SPLIT.png.")
+        Path | None, typer.Option(help="PNG to write; default: RUN/evaluation_SPLIT[_epoch_N][_DATA].png.")
     ] = None,
     as_json: Json = False,
 ) -> None:
     """Play the deterministic policy over a held-out split, against baselines, after costs."""
     from hpcrl.evaluate.evaluate import evaluate_run, print_evaluation
+    from hpcrl.evaluate.plot import plot_path
 
+    path = plot_path(plot, run, split, checkpoint_epoch=epoch, data=data)
     result = evaluate_run(run, split, checkpoint_epoch=epoch, data=data)
-    print_evaluation(result, plot, as_json)
+    print_evaluation(result, path, as_json)
 
 
 @app.command()

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from hpcrl.evaluate.evaluation import AGENT, FLAT, HOLD, RANDOM, Evaluation
-from hpcrl.storage.atomic import write_bytes
-from hpcrl.types import RunFailed
+from hpcrl.storage.atomic import check_output, write_bytes
+from hpcrl.types import HpcrlError, RunFailed
 
 STYLE: dict[str, dict[str, Any]] = {
     RANDOM: {"color": "#8a8f98", "linewidth": 1.2, "label": "matched random (mean, 5-95 %)"},
@@ -26,6 +26,42 @@ STYLE: dict[str, dict[str, Any]] = {
 """In drawing order; colours that differ in grey and for the colour-blind."""
 MOST_LABELS = 9
 MOST_POINTS = 4000
+
+
+def plot_path(
+    plot: str | Path | None,
+    run: str | Path,
+    split: str,
+    *,
+    checkpoint_epoch: int | None = None,
+    data: str | Path | None = None,
+) -> Path:
+    """Where the picture of ``evaluate_run`` with these arguments goes: ``plot``, or a name in the run folder.
+
+    That is evaluation_SPLIT.png, with what is not the run's newest checkpoint or its own data in the name, so
+    that it is not written over the run's own picture. HpcrlError, before any work: no PNG, or a path that
+    must not be written over.
+    """
+    run = Path(run)
+    folder = run.parent if run.is_file() else run
+    own = [file for file in folder.glob("*") if file.suffix in (".json", ".jsonl", ".pt")]
+    inputs = [run, *own, *([Path(data)] if data is not None else [])]
+    if plot is not None:
+        path = Path(plot)
+        check_output(path, inputs)
+        if path.suffix.lower() != ".png":
+            raise HpcrlError(f"{path}: the plot is a PNG; give it a name that ends in .png")
+        return path
+    parts = ["evaluation", split]
+    if checkpoint_epoch is not None:
+        parts.append(f"epoch_{checkpoint_epoch}")
+    elif run.is_file():
+        parts.append(run.stem.removeprefix("checkpoint_"))
+    if data is not None:
+        parts.append(Path(data).stem)
+    path = folder.absolute() / f"{'_'.join(parts)}.png"
+    check_output(path, inputs)
+    return path
 
 
 def write_plot(evaluation: Evaluation, path: str | Path) -> Path:

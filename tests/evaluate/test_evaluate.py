@@ -15,9 +15,10 @@ import torch
 from evaluate_runs import make_config, make_data, make_run
 from rich.console import Console
 
+from hpcrl import cli
 from hpcrl.evaluate.evaluate import evaluate_run, print_evaluation
 from hpcrl.evaluate.evaluation import AGENT, FLAT, HOLD, RANDOM, STRATEGIES
-from hpcrl.evaluate.plot import write_plot
+from hpcrl.evaluate.plot import plot_path, write_plot
 from hpcrl.evaluate.sealed import JOURNAL
 from hpcrl.evaluate.table import render_table
 from hpcrl.types import HpcrlError, RunFailed
@@ -169,6 +170,55 @@ def test_print_writes_the_picture_and_one_json_object(run, evaluation, tmp_path,
     assert header[:8] == b"\x89PNG\r\n\x1a\n" and struct.unpack(">II", header[16:])[0] >= 1000
     default = print_evaluation(evaluation)
     assert default == run / "evaluation_validation.png" and "agent" in capsys.readouterr().out
+
+
+def test_the_default_picture_is_of_the_runs_own_data_and_newest_checkpoint_only(run, tmp_path):
+    def name(given=run, **arguments):
+        path = plot_path(None, given, "test", **arguments)
+        assert path.parent == run
+        return path.name
+
+    assert name() == "evaluation_test.png"
+    assert name(checkpoint_epoch=4) == "evaluation_test_epoch_4.png"
+    assert name(data=tmp_path / "other.h5") == "evaluation_test_other.png"
+    assert name(checkpoint_epoch=4, data="other.h5") == "evaluation_test_epoch_4_other.png"
+    assert name(run / "checkpoint_epoch_4.pt") == "evaluation_test_epoch_4.png"
+
+
+@pytest.mark.parametrize(
+    ("plot", "says"),
+    [
+        ("config.json", "one of the inputs"),
+        ("metrics.jsonl", "one of the inputs"),
+        ("checkpoint_epoch_4.pt", "one of the inputs"),
+        ("link.png", "one of the inputs"),
+        ("new.pdf", "ends in .png"),
+        ("new", "ends in .png"),
+        (".", "a folder"),
+        ("config.json/new.png", "is no folder"),
+    ],
+)
+def test_a_plot_is_refused_before_the_seal_is_broken(run, tmp_path, plot, says, monkeypatch):
+    """On the command line; ``plot`` in a copy of the run folder."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(run, "copy")
+    (tmp_path / "copy/metrics.jsonl").touch()
+    (tmp_path / "copy/link.png").symlink_to(tmp_path / "copy/config.json")
+    before = {path: path.read_bytes() for path in (tmp_path / "copy").iterdir()}
+    monkeypatch.setattr("sys.argv", ["hpcrl", "evaluate", "copy", "--plot", f"copy/{plot}"])
+    told = []
+    monkeypatch.setattr("hpcrl.world.tell.tell", lambda error, *who: told.append(error))
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert end.value.code == 2 and says in str(told[0])
+    assert {path: path.read_bytes() for path in (tmp_path / "copy").iterdir()} == before
+    assert [path.name for path in tmp_path.iterdir()] == ["copy"]
+
+
+def test_a_plot_may_be_drawn_again_in_capitals_and_in_the_run_folder(run, tmp_path):
+    (tmp_path / "P.PNG").touch()
+    assert plot_path(tmp_path / "P.PNG", run, "test") == tmp_path / "P.PNG"
+    assert plot_path(run / "mine.png", run, "test") == run / "mine.png"
 
 
 def test_a_picture_that_cannot_be_written_is_one_error(evaluation, tmp_path):
