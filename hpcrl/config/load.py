@@ -109,7 +109,10 @@ def _resolve(layers: Sequence[Layer]) -> Config:
         raise HpcrlError("; ".join(broken))
     tree: dict[Any, Any] = {}
     for layer in layers:
-        tree = _merge(tree, layer.tree)
+        try:
+            tree = _merge(tree, layer.tree)
+        except RecursionError:
+            raise HpcrlError(f"{layer.origin}: a section contains itself (by a YAML alias)") from None
     return validate(tree, "config", layers)
 
 

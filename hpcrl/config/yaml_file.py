@@ -40,7 +40,7 @@ def read_value(text: str, origin: str) -> Any:
         return _load(text)
     except GivenTwice as error:
         raise HpcrlError(f"{origin}: {error.problem}") from None
-    except (yaml.YAMLError, ValueError, RecursionError):
+    except yaml.YAMLError:
         return text
 
 
@@ -79,8 +79,6 @@ def _read(path: Path, including: tuple[Path, ...]) -> dict[Any, Any]:
         if isinstance(error, GivenTwice):
             raise HpcrlError(f"{where}: {problem}") from None
         raise HpcrlError(f"{where}: not valid YAML ({' '.join(str(problem or error).split())})") from None
-    except (ValueError, RecursionError) as error:  # an impossible date; brackets nested without end
-        raise HpcrlError(f"config {path}: not valid YAML ({error})") from None
     if not isinstance(tree, dict) or not tree:
         found = "it is empty" if not tree and tree not in (False, 0) else f"found {tree!r:.60}"
         raise HpcrlError(f"config {path}: expected sections (train:, env:, ...), {found}")
@@ -88,4 +86,11 @@ def _read(path: Path, including: tuple[Path, ...]) -> dict[Any, Any]:
 
 
 def _load(text: str) -> Any:
-    return yaml.load(text, _Loader)
+    """YAML's value of a text; raises YAMLError only."""
+    try:
+        return yaml.load(text, _Loader)
+    except RecursionError:
+        raise yaml.YAMLError("it is nested too deeply") from None
+    except (ValueError, LookupError, AttributeError, TypeError) as error:
+        # PyYAML lets these through for values that are not of their tag: 2024-13-45, !!bool x
+        raise yaml.YAMLError(f"a value is not of its type: {error}") from None

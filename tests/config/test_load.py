@@ -133,7 +133,9 @@ def test_a_mistake_is_one_line_that_names_key_value_and_what_is_right(item, part
         ("train: {epochs: yes}\n", "yaml: train.epochs = True: a whole number is needed"),
         ("market: {path: 2024-13-45}\n", "not valid YAML"),
         ('market: {path: "a\x07"}\n', "not valid YAML"),
-        ("[" * 5000, "not valid YAML"),
+        ("market: {path: !!bool x}\n", "not valid YAML"),
+        ("market: {path: !!timestamp x}\n", "not valid YAML"),
+        pytest.param("[" * 5000, "not valid YAML .it is nested too deeply", id="deep"),
         ("learn: {lr: 1e-4}\nlern: {}\n", "unknown key lern"),
     ],
 )
@@ -159,6 +161,13 @@ def test_a_key_beside_a_merged_one_is_not_given_twice(tmp_path):
     path.write_text("env:\n  costs:\n    <<: {bps: 1, per_share: 0}\n    bps: 2\n")
     costs = load(path=path).env.costs
     assert (costs.bps, costs.per_share) == (2, 0)
+
+
+def test_a_section_that_contains_itself_is_refused(tmp_path):
+    for name, first in (("low", ""), ("high", "include: low.yaml\n")):
+        (tmp_path / f"{name}.yaml").write_text(first + "env: &e {costs: *e}\n")
+    with pytest.raises(HpcrlError, match=r"high\.yaml: a section contains itself"):
+        load(path=tmp_path / "high.yaml")
 
 
 def test_numbers_written_as_text_and_whole_floats_are_numbers(tmp_path):
