@@ -71,15 +71,18 @@ def advance(account: Account, weight_NA: Tensor, bar: Bar, rules: Rules) -> Outc
     if bar.corporate is not None:  # delisting, without fees
         cash = cash + over_assets(held * bar.corporate.payout)
         held = held * listed
-        weight_NA = weight_NA * listed
     at_open = cash + over_assets(held * bar.open)
     solvent = at_open > 0.0
 
     zero = cash.new_zeros(())  # torch.where with a number would make one each time
     order = _order(account, held, weight_NA, at_open, bar, rules)
+    if (
+        bar.corporate is not None
+    ):  # what is delisted is not traded, though its weight was scaled with the rest
+        order = order * listed
     real = (order.abs() > held.abs() * ORDER_NOISE) & solvent
     order = torch.where(real, order, zero)
-    fill = torch.clamp(order, -bar.cap, bar.cap)
+    fill = _capped(order, bar, rules)
     traded, commission, spread, impact = _costs(fill, bar, rules)
     cash = cash - over_assets(traded + commission)
     quantity = held + fill
@@ -162,6 +165,15 @@ def _order(
     if rules.lot:
         target = torch.copysign(floor_lots(target.abs(), rules.lot), target)
     return target - held
+
+
+def _capped(order: Tensor, bar: Bar, rules: Rules) -> Tensor:
+    """The part of the order that fills: all of it up to the cap, else whole lots of the cap."""
+    fill = torch.clamp(order, -bar.cap, bar.cap)
+    if rules.lot and rules.participation is not None:
+        cut = torch.copysign(floor_lots(fill.abs(), rules.lot), order)
+        fill = torch.where(fill == order, fill, cut)
+    return fill
 
 
 def _costs(fill: Tensor, bar: Bar, rules: Rules) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -124,7 +124,6 @@ def pack(
         cap_BS = torch.full_like(open_BS, float("inf"))
     else:
         cap_BS = volume_BS * rules.participation
-        cap_BS = floor_lots(cap_BS, rules.lot) if rules.lot else cap_BS
     impact_BS = rules.impact_coef * sigma_before_BS / volume_BS.sqrt()
     years_B = torch.diff(ts_B, prepend=ts_B[:1]).to(torch.float64) / YEAR_SECONDS
     columns = [

@@ -44,11 +44,20 @@ def _mix(z: Tensor) -> Tensor:
     return z ^ _shift(z, 31)
 
 
+def stream_key(seed: int, stream: int) -> int:
+    """The int64 that stands for (seed, stream)."""
+    return _signed(_mix_int(_mix_int(seed & _MASK) ^ (stream & _MASK)))
+
+
 def uniform(seed: int, stream: int, id_N: Tensor, counter: int | Tensor) -> Tensor:
     """One float64 in [0, 1) per id.
 
     ``seed`` and ``stream`` are plain integers, ``id_N`` an int64 tensor, ``counter`` an integer or an
     int64 tensor that broadcasts against it. Same key, same number: on every device, for every N.
     """
-    key = _signed(_mix_int(_mix_int(seed & _MASK) ^ (stream & _MASK)))
+    return keyed_uniform(stream_key(seed, stream), id_N, counter)
+
+
+def keyed_uniform(key: int | Tensor, id_N: Tensor, counter: int | Tensor) -> Tensor:
+    """``uniform`` with its (seed, stream) folded beforehand; a tensor of keys [A] broadcasts against ids."""
     return _shift(_mix(_mix(id_N ^ key) ^ counter), 11).to(torch.float64) * 2.0**-53

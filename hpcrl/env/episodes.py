@@ -16,7 +16,7 @@ from hpcrl.types import HpcrlError
 class Starts:
     """The pairs, grouped (P groups: one per symbol, or one for an account over every symbol)."""
 
-    first_P: Tensor  # int64, first possible decision bar
+    offset_P: Tensor  # int64, first possible decision bar less the number of pairs before the group
     end_P: Tensor  # int64, cumulative number of pairs, own group included
     symbol_PA: Tensor  # int64
     total: int
@@ -26,13 +26,7 @@ class Starts:
         u_N = uniform(seed, STREAM_START, env_id_N, episode_N)
         pair_N = (u_N * self.total).to(torch.int64).clamp_max(self.total - 1)
         group_N = torch.searchsorted(self.end_P, pair_N, right=True)
-        # The first bar of a group is pair end - count; folding both into one table saves a lookup.
-        bar_N = pair_N + (self.first_P - self.end_P + self._count_P)[group_N]
-        return self.symbol_PA[group_N], bar_N
-
-    @property
-    def _count_P(self) -> Tensor:
-        return torch.diff(self.end_P, prepend=self.end_P.new_zeros(1))
+        return self.symbol_PA[group_N], pair_N + self.offset_P[group_N]
 
 
 def find_starts(market: MarketTensors, *, steps: int, bars: tuple[int, int], all_assets: bool) -> Starts:
@@ -55,7 +49,9 @@ def find_starts(market: MarketTensors, *, steps: int, bars: tuple[int, int], all
         raise HpcrlError(
             f"an episode of {steps} steps needs {steps + 1} bars, but inside rows {bars[0]} to {bars[1]} "
             f"of the data {whose} {most} after the features' burn-in; stage more bars, or shorten the "
-            "episode (train.rollout_steps x env.episode_rollouts)"
+            "episode (learn.rollout x env.episode_rollouts)"
         )
     device = market.device
-    return Starts(first_S.to(device), count_P.cumsum(0).to(device), symbol_PA.to(device), total)
+    end_P = count_P.cumsum(0)
+    offset_P = first_S - (end_P - count_P)
+    return Starts(offset_P.to(device), end_P.to(device), symbol_PA.to(device), total)

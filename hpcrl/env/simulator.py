@@ -5,7 +5,9 @@ at the open of bar t+1 and marks at its close. All environments start together (
 end together when the caller stops; only a bankrupt one starts anew in between, flat and without history.
 
 ``step`` and ``observe`` never wait for the device and have static shapes, and the state lives in tensors
-that are updated in place, so both can be captured in a CUDA graph. Environments share nothing: the same
+that are updated in place, as a CUDA graph needs it (the rollout around them is not captured yet).
+
+Environments share nothing: the same
 seed and global id give the same episodes whatever N is.
 """
 
@@ -135,16 +137,20 @@ class Simulator:
 
     # ---- episodes
 
+    def prepare(self, steps: int) -> None:
+        """Find the starts of episodes of ``steps`` steps; HpcrlError if none fits."""
+        if steps not in self._starts:
+            self._starts[steps] = find_starts(
+                self.market, steps=steps, bars=self._bars, all_assets=self.all_assets
+            )
+
     def begin_episodes(self, steps: int) -> tuple[Tensor, Tensor]:
         """Start a new episode of ``steps`` steps everywhere, at a start drawn for each environment.
 
         Returns history_NME float32 (the market's previous M bars with a flat account, entry M-1 is the
         bar before the first decision, zero where not available) and length_N int64 (how many are real).
         """
-        if steps not in self._starts:
-            self._starts[steps] = find_starts(
-                self.market, steps=steps, bars=self._bars, all_assets=self.all_assets
-            )
+        self.prepare(steps)
         self._steps = self._left = steps
         symbol_NA, bar_N = self._starts[steps].draw(self._seed, self._ids_N, self._state.episode_N)
         return self._begin(symbol_NA, bar_N)
@@ -312,7 +318,5 @@ class Simulator:
                 )
             tensor.copy_(saved[name])
         self._steps, self._left = (int(x) for x in saved["episode_steps"])
-        if self._steps and self._steps not in self._starts:
-            self._starts[self._steps] = find_starts(
-                self.market, steps=self._steps, bars=self._bars, all_assets=self.all_assets
-            )
+        if self._steps:
+            self.prepare(self._steps)

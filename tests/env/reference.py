@@ -162,11 +162,12 @@ class Ledger:
                 self.flags.append(f"delisted:{a}")
 
     def _trade(self, before, bar, weights, opens):
-        weights = {a: ZERO if a in self.gone else weights[a] for a in self.assets}
+        weights = {a: weights.get(a, ZERO) for a in self.assets}
         gross = sum(abs(w) for w in weights.values())
         if gross > self.c("max_leverage"):
             weights = {a: w * self.c("max_leverage") / gross for a, w in weights.items()}
             self.flags.append("leverage_scaled")
+        weights = {a: ZERO if a in self.gone else w for a, w in weights.items()}
         equity = self.equity if self.sizing == "decision" else self.worth(opens)
         orders = []
         for a in self.assets:
@@ -188,9 +189,10 @@ class Ledger:
         size = abs(order) if volume > 0 else ZERO
         if self.participation is not None and volume > 0:
             cap = self.participation * volume
-            if self.c("lot"):
-                cap = (cap / self.c("lot")).to_integral_value(ROUND_FLOOR) * self.c("lot")
-            size = min(size, cap)
+            if size > cap:
+                size = cap
+                if self.c("lot"):
+                    size = (cap / self.c("lot")).to_integral_value(ROUND_FLOOR) * self.c("lot")
         if size == 0:
             self.flags.append(f"no_fill:{a}")
             return
