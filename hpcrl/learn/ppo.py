@@ -141,19 +141,21 @@ class _Log:
         self.first_log_ratio = torch.zeros((), device=world.device)
 
     def add(self, terms: LossTerms, applied: bool, grad_norm: float) -> None:
-        for name in self.NAMES:
-            self.sums[name] += getattr(terms, name).detach()
         if self.steps == 0:
             self.first_log_ratio = terms.max_log_ratio
         self.steps += 1
-        self.skipped += not applied
-        if applied:
-            self.grad_norm += grad_norm
+        if not applied:  # agreed by all ranks; its losses would make the epoch's means NaN
+            self.skipped += 1
+            return
+        self.grad_norm += grad_norm
+        for name in self.NAMES:
+            self.sums[name] += getattr(terms, name).detach()
 
     def metrics(self) -> dict[str, float]:
         stacked = torch.stack([self.sums[name] for name in self.NAMES] + [self.first_log_ratio.double()])
         mean = (all_sum(self.world, stacked) / self.world.size).tolist()
-        loss, policy, value, entropy, kl, clip = (x / self.steps for x in mean[:-1])
+        applied = max(1, self.steps - self.skipped)
+        loss, policy, value, entropy, kl, clip = (x / applied for x in mean[:-1])
         return {
             "loss": loss,
             "policy_loss": policy,
@@ -162,6 +164,6 @@ class _Log:
             "approx_kl": kl,
             "clip_fraction": clip,
             "first_log_ratio": mean[-1],
-            "grad_norm": self.grad_norm / max(1, self.steps - self.skipped),
+            "grad_norm": self.grad_norm / applied,
             "skipped_steps": float(self.skipped),
         }

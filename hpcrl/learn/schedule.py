@@ -10,8 +10,8 @@ from hpcrl.config.learn import LearnConfig
 def learning_rate(config: LearnConfig, epoch: int, epochs: int) -> float:
     """Rate for the update of ``epoch`` (0-based) in a run of ``epochs``.
 
-    Linear warm-up over warmup_epochs, then constant, or a decay that reaches lr x lr_final_fraction
-    with the last epoch.
+    Linear warm-up over warmup_epochs, then constant, or a decay toward lr x lr_final_fraction, which it
+    would reach in the update after the last.
     """
     if epoch < config.warmup_epochs:
         return config.lr * (epoch + 1) / (config.warmup_epochs + 1)

@@ -35,9 +35,12 @@ def choose(logits_NAP: Tensor, uniform_NA: Tensor) -> Tensor:
 
     The uniform numbers come from a counter-based hash, so sampling holds no generator's state.
     """
-    cumulative = logits_NAP.softmax(-1).cumsum(-1)
-    index = (uniform_NA[..., None] * cumulative[..., -1:] >= cumulative).sum(-1)
-    return index.clamp_max(logits_NAP.shape[-1] - 1)
+    cumulative_NA = torch.zeros_like(uniform_NA)
+    action_NA = torch.zeros_like(uniform_NA, dtype=torch.int64)
+    for share_NA in logits_NAP.double().softmax(-1).unbind(-1)[:-1]:  # no cumsum: nondeterministic on CUDA
+        cumulative_NA = cumulative_NA + share_NA
+        action_NA = action_NA + (uniform_NA >= cumulative_NA)
+    return action_NA
 
 
 def log_prob_and_entropy(logits: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from hpcrl.config.root import Config
-from hpcrl.env.draws import uniform
+from hpcrl.env.draws import keyed_uniform, stream_key
 from hpcrl.env.simulator import Simulator, Step
 from hpcrl.monitor.stopwatch import Stopwatch
 from hpcrl.policy.heads import choose
@@ -31,16 +31,15 @@ ACTION_STREAM = 1_000
 class Tally:
     """Sums over a rollout, on the device until the epoch's end. Rewards and costs per env step."""
 
-    sums: Tensor
+    terms_KN: Tensor
     positions_P: Tensor
 
     NAMES = ("reward", "log_return", "turnover", "fees", "spread", "impact", "financing", "bankruptcies")
 
     @classmethod
-    def zeros(cls, n_positions: int, device: torch.device) -> Tally:
-        count = len(cls.NAMES)
+    def zeros(cls, n_envs: int, n_positions: int, device: torch.device) -> Tally:
         return cls(
-            torch.zeros(count, dtype=torch.float64, device=device),
+            torch.zeros(len(cls.NAMES), n_envs, dtype=torch.float64, device=device),
             torch.zeros(n_positions, dtype=torch.float64, device=device),
         )
 
@@ -49,9 +48,14 @@ class Tally:
             step.reward_N, step.log_return_N, step.turnover_N, step.fees_N, step.spread_N,
             step.impact_N, step.financing_N, step.terminated_N,
         )  # fmt: skip
-        self.sums += torch.stack([term.double().sum() for term in terms])
+        self.terms_KN += torch.stack([term.double() for term in terms])
         ones = torch.ones_like(action_NA, dtype=torch.float64).flatten()
         self.positions_P.index_add_(0, action_NA.flatten(), ones)
+
+    @property
+    def sums(self) -> Tensor:
+        """Over environments, in the order of ``NAMES``."""
+        return self.terms_KN.sum(1)
 
 
 class Collector:
@@ -74,7 +78,8 @@ class Collector:
         self.age_N = torch.zeros(n_envs, dtype=torch.int64, device=device)
         self.phase = 0
         self.positions_P = torch.tensor(config.policy.positions, dtype=torch.float64, device=device)
-        self.streams_A = [ACTION_STREAM + asset for asset in range(simulator.n_assets)]
+        keys = [stream_key(config.train.seed, ACTION_STREAM + asset) for asset in range(simulator.n_assets)]
+        self.key_A = torch.tensor(keys, device=device)
         self.rollout = self._allocate(n_envs, entries, device)
 
     def _allocate(self, n_envs: int, entries: int, device: torch.device) -> Rollout:
@@ -102,7 +107,7 @@ class Collector:
         with self.watch.span("rebuild"):
             cache = self.policy.rebuild(self.history_NME, self.age_N.clamp_max(self.history_NME.shape[1]))
         rollout, length = self.rollout, self.config.learn.sequence_length
-        tally = Tally.zeros(len(self.positions_P), self.age_N.device)
+        tally = Tally.zeros(len(self.age_N), len(self.positions_P), self.age_N.device)
         for chunk in range(rollout.age_CNQ.shape[0]):
             rollout.keys_LCNHWK[:, chunk] = cache.keys_LNHWK
             rollout.values_LCNHWK[:, chunk] = cache.values_LNHWK
@@ -124,7 +129,7 @@ class Collector:
         rollout.age_CNQ[chunk, :, step] = self.age_N
         with self.watch.span("policy"):
             logits_NAP, _ = self.policy.step(token_NE, self.age_N, cache)
-            action_NA = choose(logits_NAP, self._uniform(counter))
+            action_NA = choose(logits_NAP, keyed_uniform(self.key_A, self.env_ids_N[:, None], counter))
         with self.watch.span("env"):
             outcome = self.simulator.step(self.positions_P[action_NA])
         rollout.action_CNQA[chunk, :, step] = action_NA
@@ -133,15 +138,11 @@ class Collector:
         self.age_N = torch.where(outcome.terminated_N, 0, self.age_N + 1)
         tally.add(outcome, action_NA)
 
-    def _uniform(self, counter: int) -> Tensor:
-        seed = self.config.train.seed
-        draws = [uniform(seed, stream, self.env_ids_N, counter) for stream in self.streams_A]
-        return torch.stack(draws, dim=1)
-
     def _end(self, rollout: Rollout) -> None:
         """Keep the last tokens, and mark the episode's end where its length is reached."""
         kept = self.history_NME.shape[1]
-        token_NTE = rollout.steps(rollout.token_CNQE)[:, -kept:]
+        chunks = -(-kept // rollout.token_CNQE.shape[2])
+        token_NTE = rollout.steps(rollout.token_CNQE[-chunks:])[:, -kept:]
         self.history_NME = torch.cat((self.history_NME, token_NTE), dim=1)[:, -kept:].contiguous()
         self.phase = (self.phase + 1) % self.config.env.episode_rollouts
         rollout.truncated_CNQ.zero_()
