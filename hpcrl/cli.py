@@ -37,6 +37,10 @@ def main() -> None:
 
         tell(error, *_rank())
         sys.exit(error.exit_code)
+    except OSError as error:  # a path that the system itself refuses
+        where = f"{str(error.filename)[:200]}: " if error.filename else ""
+        print(f"error: {where}{error.strerror or error}", file=sys.stderr, flush=True)
+        sys.exit(1)
 
 
 def _rank() -> tuple[int, int, str]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import os
 import time
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -25,7 +27,8 @@ from hpcrl.monitor.stopwatch import Stopwatch
 from hpcrl.policy import build_policy
 from hpcrl.rollout.collector import Collector
 from hpcrl.rollout.summary import summarise, timing
-from hpcrl.types import HpcrlError
+from hpcrl.types import HpcrlError, RunFailed
+from hpcrl.world.agree import all_or_none
 from hpcrl.world.collectives import all_max, any_rank
 from hpcrl.world.stop import StopFlag
 from hpcrl.world.world import World
@@ -114,6 +117,7 @@ def build(config: Config, world: World, market: Market, scaler: Scaler) -> Train
     """All parts at their start; every rank gets the same weights and its own environments."""
     torch.manual_seed(config.train.seed)
     if config.train.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # or cuBLAS picks algorithms by load
         torch.use_deterministic_algorithms(True)
     n_envs = config.env.envs_per_gpu
     env_ids_N = torch.arange(n_envs, device=world.device) + world.rank * n_envs
@@ -125,6 +129,7 @@ def build(config: Config, world: World, market: Market, scaler: Scaler) -> Train
         bars=market.split_range("train"),
         history=config.policy.padded_history,
     )
+    simulator.prepare(config.episode_steps)
     module = build_policy(config.policy, simulator.n_entries, simulator.n_assets).to(world.device)
     plain = copy.deepcopy(module).requires_grad_(False)
     if config.engine.precision == "bf16":
@@ -151,7 +156,8 @@ def learn(
     alarms = Alarms(len(config.policy.positions), collector.simulator.n_assets)
     rolling = RollingClock(config.checkpoint.every_minutes * 60)
     save(trainer, manager, kept=False)
-    while trainer.epoch < config.train.epochs and not stop.agreed(world):
+    stopping = stop.agreed(world)
+    while trainer.epoch < config.train.epochs and not stopping:
         start = time.perf_counter()
         rollout, tally = collector.collect(trainer.epoch)
         console.collected(trainer.epoch + 1, rollout.reward_CNQ.numel())
@@ -165,24 +171,34 @@ def learn(
         metrics |= timing(collector.watch, time.perf_counter() - start, rollout, trainer.attempt, world)
         for alarm in alarms.check(metrics):
             console.say(f"ALARM epoch {trainer.epoch}: {alarm}")
-        if log is not None:
-            log.append(metrics)
+        all_or_none(world, partial(log.append, metrics) if log is not None else lambda: None)
         console.epoch(metrics)
         console.gpu(metrics, config.monitor.gpu_stats_every)
         kept = trainer.epoch % config.checkpoint.every_epochs == 0 or trainer.epoch == config.train.epochs
-        if kept or any_rank(world, world.is_main and rolling.due()) or stop.agreed(world):
+        # Asked once an epoch: a signal that came between two answers would end the run unsaved.
+        stopping = stop.agreed(world)
+        if kept or stopping or any_rank(world, world.is_main and rolling.due()):
             save(trainer, manager, kept)
             rolling.restart()
     return 0 if trainer.epoch >= config.train.epochs else STOPPED_EARLY
 
 
 def weight_divergence(policy: torch.nn.Module, world: World) -> float:
-    """Largest difference between ranks in the sum of the weights that rollouts use; collective.
+    """Largest difference between ranks in the sums and squares of the weights that rollouts use; collective.
 
     0 as long as the ranks are one policy. DeepSpeed can let a rank go its own way without a word.
+    RunFailed where a weight is not finite.
     """
-    total = float(torch.stack([p.double().sum() for p in policy.parameters()]).sum())
-    return all_max(world, total) + all_max(world, -total)
+    bad = [name for name, parameter in policy.named_parameters() if not bool(parameter.isfinite().all())]
+    if any_rank(world, bool(bad)):
+        named = f", for example {bad[0]}" if bad else ""
+        raise RunFailed(
+            f"the weights are not finite{named}; nothing was saved. Resume from an earlier checkpoint, or "
+            "start a new run from one with a lower learn.lr"
+        )
+    weights = [parameter.double() for parameter in policy.parameters()]
+    sums = (float(sum(w.sum() for w in weights)), float(sum((w * w).sum() for w in weights)))
+    return sum(all_max(world, total) + all_max(world, -total) for total in sums)
 
 
 def save(trainer: Trainer, manager: CheckpointManager, kept: bool) -> None:

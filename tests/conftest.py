@@ -5,14 +5,18 @@ from __future__ import annotations
 import datetime
 import os
 import platform
+import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+
+from hpcrl import cli
+from hpcrl.world.world import World
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -58,6 +62,41 @@ def run_on_ranks() -> Callable[..., list[subprocess.CompletedProcess[str]]]:
         return done
 
     return run
+
+
+@pytest.fixture
+def hpcrl(monkeypatch, capsys, tmp_path):
+    """``hpcrl(args...) -> (exit code, stdout, stderr)``: the command in this process, in its own folder."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("RANK", "WORLD_SIZE", "GPU_COUNT", "ENVS_PER_GPU", "TRAINING_MODE"):
+        monkeypatch.delenv(name, raising=False)
+    handled = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2, signal.SIGHUP)
+    before = {number: signal.getsignal(number) for number in handled}
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["hpcrl", *map(str, arguments)])
+        try:
+            cli.main()
+            code = 0
+        except SystemExit as end:
+            code = int(end.code or 0)
+        shown = capsys.readouterr()
+        assert "Traceback" not in shown.err, shown.err
+        return code, shown.out, shown.err
+
+    yield run
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.fixture
+def one_rank() -> Iterator[World]:
+    """This process as the only rank."""
+    from hpcrl.world.ranks import start_world, stop_world
+
+    world = start_world("cpu", 1)
+    yield world
+    stop_world(world)
 
 
 def pytest_terminal_summary(terminalreporter, config) -> None:

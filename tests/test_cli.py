@@ -11,31 +11,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from hpcrl import cli
 from hpcrl.market.stage import stage_synthetic
 
 ROOT = Path(__file__).resolve().parents[1]
-
-
-@pytest.fixture
-def hpcrl(monkeypatch, capsys, tmp_path):
-    """``hpcrl(args...) -> (exit code, stdout, stderr)`` in a folder of its own."""
-    monkeypatch.chdir(tmp_path)
-    for name in ("RANK", "WORLD_SIZE", "GPU_COUNT", "ENVS_PER_GPU", "TRAINING_MODE"):
-        monkeypatch.delenv(name, raising=False)
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["hpcrl", *map(str, arguments)])
-        try:
-            cli.main()
-            code = 0
-        except SystemExit as end:
-            code = int(end.code or 0)
-        shown = capsys.readouterr()
-        assert "Traceback" not in shown.err
-        return code, shown.out, shown.err
-
-    return run
 
 
 def rows(**changes) -> pd.DataFrame:

@@ -24,12 +24,14 @@ _NAME = re.compile(r"checkpoint_epoch_\d+\.pt")
 def load_portable(path: Path, epoch: int | None = None) -> tuple[Path, dict[str, Any]]:
     """(file, contents) of the portable snapshot at ``path``, checked against its manifest.
 
-    A folder means its newest good checkpoint, or the one of ``epoch``. HpcrlError or RunFailed naming
+    A folder means its newest checkpoint, or the one of ``epoch``. HpcrlError or RunFailed naming
     what is missing, truncated or altered.
     """
     path = Path(path)
     if path.is_dir():
-        file, _ = find_portable(RunDir.open(path), epoch)
+        file, refused = find_portable(RunDir.open(path), epoch)
+        if refused:  # the user meant the newest; an older one is theirs to choose
+            raise RunFailed(f"{refused[0]}; name a checkpoint file to take another, for example {file}")
         return file, read_portable(file)
     if not path.exists():
         raise HpcrlError(f"{path}: no such run folder or checkpoint")

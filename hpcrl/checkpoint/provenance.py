@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import platform
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 
 import hpcrl
 from hpcrl.config.load import validate
-from hpcrl.config.root import Config, changed_keys
+from hpcrl.config.root import Config, changed_keys, tree_digest
+from hpcrl.storage.atomic import read_json
 from hpcrl.storage.revision import git_commit
 from hpcrl.storage.run_dir import RunDir
 from hpcrl.types import HpcrlError
@@ -35,16 +35,18 @@ def run_record(config: Config, data: dict, lineage: dict | None) -> dict:
 
 def read_record(run: RunDir) -> dict:
     """config.json of an existing run; HpcrlError if it cannot be read or is of another format."""
-    try:
-        record = json.loads(run.config.read_text())
-        found = record["format"]
-        if found != FORMAT:
-            raise HpcrlError(f"{run.config}: format {found!r}, this version reads format {FORMAT}")
-        Config.model_validate(record["config"])
-        record["data"]["sha256"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        reason = str(error).splitlines()[0]
-        raise HpcrlError(f"{run.config}: not a run's config.json ({reason})") from None
+    record = read_json(run.config)
+    if record.get("format") != FORMAT:
+        raise HpcrlError(f"{run.config}: format {record.get('format')!r}, this version reads format {FORMAT}")
+    data = record.get("data")
+    if not isinstance(data, dict) or not isinstance(data.get("sha256"), str):
+        raise HpcrlError(f"{run.config}: not a run's config.json (data.sha256 is missing or no text)")
+    validate(record.get("config", {}), str(run.config))
+    if tree_digest(record["config"]) != record.get("config_sha256"):
+        raise HpcrlError(
+            f"{run.config}: was altered by hand (its keys do not have the recorded config_sha256); undo "
+            "that, or start a new run: --init with --set"
+        )
     return record
 
 

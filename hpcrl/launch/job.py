@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import os
+import shlex
+import shutil
+import sys
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hpcrl.config.load import load_config, one_process
-from hpcrl.config.root import Config
+from hpcrl.config.root import Config, live_changes
 from hpcrl.storage.run_dir import RunDir
 from hpcrl.types import HpcrlError
 from hpcrl.world.ranks import Ranks, check_size, read_ranks
 
 if TYPE_CHECKING:
     from hpcrl.market.store import Market
-    from hpcrl.train import Trainer
     from hpcrl.world.stop import StopFlag
     from hpcrl.world.world import World
 
@@ -64,9 +67,19 @@ def _resolve_resumed(request: Request, ranks: Ranks) -> tuple[Config, RunDir]:
     assert request.resume is not None
     run = RunDir.open(request.resume)
     size = request.ranks or ranks.size
-    record = read_record(run)
-    overrides = [*request.overrides, f"train.world_size={size}"]
-    return load_config(request.config, overrides, base=record["config"]), run
+    config = load_config(request.config, request.overrides, base=read_record(run)["config"])
+    if _world_size_said(request) and config.train.world_size != size:
+        raise HpcrlError(
+            f"train.world_size = {config.train.world_size} (GPU_COUNT or --set), but {size} ranks were "
+            "started; a resumed run takes the launcher's number: leave world_size out, or start that many"
+        )
+    sizes = {"train": config.train.model_copy(update={"world_size": size})}
+    return config.model_copy(update=sizes), run
+
+
+def _world_size_said(request: Request) -> bool:
+    keys = (item.partition("=")[0].strip() for item in request.overrides)
+    return "train.world_size" in keys or bool(os.environ.get("GPU_COUNT"))
 
 
 def _config_of(init: Path) -> dict | None:
@@ -97,18 +110,34 @@ def run_training(request: Request) -> int:
     except HpcrlError as error:
         code = error.exit_code
         tell(error, world.rank, world.size, world.launcher)
-    except Exception:
-        traceback.print_exc()
+    except Exception as error:
         code = 1
+        if world.size > 1 and _lost_a_peer(error):
+            print(
+                f"error: rank {world.rank}: lost another rank, see its message", file=sys.stderr, flush=True
+            )
+        else:
+            traceback.print_exc()
     stop_world(world, code)
     return code
 
 
+def _lost_a_peer(error: Exception) -> bool:
+    """gloo and nccl tell of a dead rank by a long text from their C++ side."""
+    import torch.distributed as dist
+
+    text = str(error).lower()
+    signs = ("connection closed by peer", "connection reset by peer", "socket", "timed out waiting")
+    return isinstance(error, dist.DistError) or any(sign in text for sign in signs)
+
+
 def _train(world: World, config: Config, run: RunDir | None, request: Request, stop: StopFlag) -> int:
     from hpcrl.checkpoint.manager import CheckpointManager
+    from hpcrl.launch.start import begin, resume
     from hpcrl.market.store import load_market
     from hpcrl.monitor.console import TrainingConsole
     from hpcrl.monitor.metrics import MetricsFile
+    from hpcrl.storage.lock import hold
     from hpcrl.train import STOPPED_EARLY, learn
     from hpcrl.world.agree import all_or_none
 
@@ -116,12 +145,15 @@ def _train(world: World, config: Config, run: RunDir | None, request: Request, s
     console.rank_line("Setting up...")
     market = all_or_none(world, lambda: load_market(config.market))
     all_or_none(world, lambda: market.require("train", config.episode_steps))
-    if run is None:
-        trainer, run = _begin(world, config, market, request.init)
-        manager = CheckpointManager(run, world, config.checkpoint.keep_rolling)
-    else:
-        manager = CheckpointManager(run, world, config.checkpoint.keep_rolling)
-        trainer = _resume(world, config, market, run, manager, console)
+    if request.resume is None:
+        trainer, run = begin(world, config, market, request.init)
+    assert run is not None
+    lock = all_or_none(world, lambda: hold(run.lock) if world.is_main else None)
+    manager = CheckpointManager(run, world, config.checkpoint.keep_rolling)
+    if request.resume is not None:
+        trainer = resume(world, config, market, run, manager, console)
+    for line in left_out(market, config):
+        console.say(line)
     log = all_or_none(world, lambda: MetricsFile(run.metrics, trainer.epoch) if world.is_main else None)
     console.say(f"Run folder: {run.path}")
     console.start(trainer.epoch)
@@ -129,86 +161,48 @@ def _train(world: World, config: Config, run: RunDir | None, request: Request, s
         code = learn(trainer, manager, log, stop, console)
     finally:
         console.stop()
+    if lock is not None:
+        lock.close()
     if code == STOPPED_EARLY:
-        ranks = f" --ranks {world.size}" if world.size > 1 and world.launcher == "torchrun" else ""
-        command = f"{resume_command(run, world.launcher)}{ranks}"
+        command = resume_command(run, config, world)
         console.say(f"Stopped after epoch {trainer.epoch}, all saved. To go on: {command}")
     else:
         console.say(f"Finished {trainer.epoch} epochs, {trainer.env_steps:,} env steps: {run.path}")
     return code
 
 
-def resume_command(run: RunDir, launcher: str) -> str:
-    """What to type; with Slurm the job script, for a bare ``hpcrl train`` would be one process."""
-    start = "sbatch slurm/train.sbatch" if launcher == "slurm" else "hpcrl train"
-    return f"{start} --resume {run.path}"
+def left_out(market: Market, config: Config) -> list[str]:
+    """A line for every symbol that is too short to be trained on."""
+    if config.env.assets == "all":
+        return []
+    lo, hi = market.split_range("train")
+    first, last = market.first_bar_S.clip(min=lo), market.last_bar_S.clip(max=hi - 1)
+    bars = (last - first + 1).clip(min=0)
+    return [
+        f"WARNING: {symbol} is left out of training: {there} of its bars lie in the train split, an episode "
+        f"needs {config.episode_steps + 1}"
+        for symbol, there in zip(market.symbols, bars.tolist(), strict=True)
+        if there < config.episode_steps + 1
+    ]
 
 
-def _begin(world: World, config: Config, market: Market, init: Path | None) -> tuple[Trainer, RunDir]:
-    """A new run, from fresh weights or from those of ``init``; makes the run folder."""
-    from hpcrl.checkpoint.find import load_portable
-    from hpcrl.checkpoint.provenance import run_record
-    from hpcrl.market.scaler import Scaler, fit_scaler
-    from hpcrl.storage.atomic import to_json
-    from hpcrl.train import build
-    from hpcrl.world.agree import all_or_none
-    from hpcrl.world.collectives import broadcast_object
+def resume_command(run: RunDir, config: Config, world: World) -> str:
+    """What to type to go on, with the live keys that were changed on the command line."""
+    from hpcrl.checkpoint.provenance import read_record, recorded_config
 
-    donor, lineage = None, None
-    if init is None:
-        scaler = fit_scaler(market, *market.split_range("train"))
+    sets = live_changes(recorded_config(read_record(run)), config)
+    options = [word for item in sets for word in ("--set", item)]
+    if world.launcher == "slurm":  # a bare hpcrl train would be one process
+        start = ["sbatch", "slurm/train.sbatch"]
     else:
-        path, donor = all_or_none(world, lambda: load_portable(init))
-        scaler = Scaler.from_state(donor["feature_scaler"])
-        if tuple(scaler.feature_names) != tuple(market.feature_names):
-            raise HpcrlError(
-                f"--init {init}: its policy reads the features {', '.join(scaler.feature_names)}; "
-                f"{config.market.path} has {', '.join(market.feature_names)}"
-            )
-        lineage = {"checkpoint": str(path), "epoch": donor["epoch"], "data_sha256": donor["data"]["sha256"]}
-    trainer = build(config, world, market, scaler)
-    if donor is not None:
-        trainer.adopt(donor)
-    data = {
-        "path": str(Path(config.market.path).absolute()),
-        "sha256": market.sha256,
-        "source": market.source,
-        "symbols": list(market.symbols),
-        "features": list(market.feature_names),
-        "bar_seconds": market.bar_seconds,
-    }
-    record = to_json(run_record(config, data, lineage))
-    made = all_or_none(world, lambda: RunDir.create(config.checkpoint.dir, record) if world.is_main else None)
-    return trainer, RunDir(Path(broadcast_object(world, str(made.path) if made else "")))
+        start = [*_program(), "train"]
+        options += ["--ranks", str(world.size)] if world.size > 1 else []
+    return shlex.join([*start, "--resume", str(run.path), *options])
 
 
-def _resume(world, config, market, run, manager, console) -> Trainer:
-    """The run as its newest good checkpoint has it; from the start where it has none yet."""
-    from hpcrl.checkpoint.find import check_portable
-    from hpcrl.checkpoint.provenance import check_resumable, read_record
-    from hpcrl.market.scaler import Scaler, fit_scaler
-    from hpcrl.monitor.metrics import read_metrics
-    from hpcrl.train import build
-
-    check_resumable(run, read_record(run), config, market.sha256)
-    manifest = manager.newest()
-    portable, rank_state = (None, None) if manifest is None else manager.load(manifest)
-    if portable is None:
-        console.say("No checkpoint yet: the run starts from its beginning")
-        scaler = fit_scaler(market, *market.split_range("train"))
-    else:
-        check_portable(portable, str(run.portable(portable.get("epoch", 0))))
-        scaler = Scaler.from_state(portable["feature_scaler"])
-    trainer = build(config, world, market, scaler)
-    attempts = [line.get("time/attempt", 1) for line in read_metrics(run.metrics)]
-    if portable is not None:
-        trainer.restore(portable, rank_state)
-        attempts.append(portable["attempt"])
-        console.say(f"Resumed after epoch {trainer.epoch}")
-        if rank_state is None:
-            console.say(
-                f"World size was {manifest.world_size}, is {world.size}: weights, moments, schedule and "
-                "statistics carry over; environments start new episodes, and the exact course differs"
-            )
-    trainer.attempt = max(attempts, default=0) + 1
-    return trainer
+def _program() -> list[str]:
+    """How this program was called: ``hpcrl`` where the shell finds it, else by its path."""
+    program = Path(sys.argv[0])
+    if program.name != "hpcrl":
+        return [sys.executable, "-m", "hpcrl"]
+    return ["hpcrl"] if shutil.which("hpcrl") == str(program) else [str(program)]

@@ -12,6 +12,7 @@ import os
 from pathlib import Path
 
 from hpcrl.storage.atomic import write_error, write_text
+from hpcrl.types import RunFailed
 
 
 def line_of(metrics: dict) -> str:
@@ -25,15 +26,20 @@ def line_of(metrics: dict) -> str:
 
 def read_metrics(path: Path) -> list[dict]:
     """Every whole line; one torn by a crash is skipped."""
+    try:
+        texts = path.read_text(errors="replace").splitlines()
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise RunFailed(f"{path}: cannot be read: {error.strerror or error}") from error
     lines = []
-    if path.exists():
-        for text in path.read_text(errors="replace").splitlines():
-            try:
-                line = json.loads(text)
-            except json.JSONDecodeError:
-                continue
-            if isinstance(line, dict) and "epoch" in line:
-                lines.append(line)
+    for text in texts:
+        try:
+            line = json.loads(text)
+        except json.JSONDecodeError:
+            continue
+        if isinstance(line, dict) and isinstance(line.get("epoch"), int):
+            lines.append(line)
     return lines
 
 

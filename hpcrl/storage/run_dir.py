@@ -3,6 +3,7 @@
 dist_run_YYYYMMDD_HHMMSS/
   config.json                    resolved config, hashes, lineage: present from the folder's first moment
   metrics.jsonl                  one line per epoch
+  run.lock                       held by the process that trains here
   checkpoint_epoch_X.pt          portable snapshot; X = finished epochs, unpadded
   checkpoint_epoch_X.rank_R.pt   rank R's environments, token histories, counters
   checkpoint_epoch_X.json        manifest, written last: what it names is the checkpoint
@@ -76,6 +77,10 @@ class RunDir:
     @property
     def metrics(self) -> Path:
         return self.path / "metrics.jsonl"
+
+    @property
+    def lock(self) -> Path:
+        return self.path / "run.lock"
 
     def portable(self, epoch: int) -> Path:
         return self.path / f"checkpoint_epoch_{epoch}.pt"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -19,6 +20,11 @@ def all_or_none(world: World, action: Callable[[], T]) -> T:
         result = action()
     except HpcrlError as error:
         failure = (str(error), isinstance(error, RunFailed))
+    except Exception as error:  # whatever it is, the others must not wait for this rank
+        if world.size == 1:
+            raise
+        traceback.print_exc()
+        failure = (f"{type(error).__name__}: {error}", True)
     failures = gather_objects(world, failure)
     ranks: dict[tuple[str, bool], list[int]] = {}
     for rank, found in enumerate(failures):

@@ -5,6 +5,7 @@ Reading the ranks needs no torch, so a mistaken launch is told before the slow i
 
 from __future__ import annotations
 
+import atexit
 import os
 import re
 import signal
@@ -209,10 +210,12 @@ def start_world(device_choice: str = "auto", world_size: int | None = None) -> W
         torch.cuda.set_device(device)
     # gloo beside nccl: flags and names travel without touching the GPU.
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    if dist.is_initialized():
-        raise RunFailed("the process group exists already; start_world is called once per process")
+    if dist.is_initialized() and ranks.size > 1:
+        raise RunFailed("the process group exists already; start_world is called once per rank")
     if address is None:
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+        if not dist.is_initialized():  # a notebook trains several times in one process
+            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+            atexit.register(dist.destroy_process_group)
     else:
         host, port = address
         os.environ.setdefault("MASTER_ADDR", host)
@@ -234,19 +237,19 @@ def stop_world(world: World, exit_code: int = 0) -> None:
 
     gloo's threads abort now and then while the interpreter shuts down (1 in 12), which would turn a good
     run's exit code bad; hence ``os._exit`` after everything is flushed. One process has no such threads:
-    it returns, and the caller ends with the code.
+    it returns, and the caller ends with the code; its group stays until the interpreter ends, because
+    DeepSpeed holds on to the first one that it saw.
     """
     import torch.distributed as dist
 
     from hpcrl.world.collectives import barrier
 
     agreed = exit_code in (0, 75)
-    if dist.is_initialized():
+    if dist.is_initialized() and world.size > 1:
         try:
             # After a failure the others may be gone or stuck: no rank waits for them.
-            if world.size > 1 and agreed:
+            if agreed:
                 barrier(world)
-            if world.size == 1 or agreed:
                 dist.destroy_process_group()
         except RuntimeError as error:
             print(f"rank {world.rank}: leaving the process group failed: {error}", file=sys.stderr)

@@ -1,7 +1,8 @@
 """From a signal to an agreed stop: handlers set a flag, all ranks look at it together, nothing else.
 
 TERM (Slurm's cancel, preemption and time limit), USR2 (Slurm's early warning) and INT (Ctrl-C) ask for a
-checkpoint and an end. USR1 is left alone: NCCL uses it.
+checkpoint and an end, and so does a terminal that closes (HUP), but not under nohup. USR1 is left alone:
+NCCL uses it.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from hpcrl.world.world import World
 
-_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2, signal.SIGHUP)
 
 
 class StopFlag:
@@ -27,6 +28,8 @@ class StopFlag:
 
     def install(self) -> StopFlag:
         for number in _SIGNALS:
+            if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
+                continue  # started under nohup
             signal.signal(number, self._note)
         return self
 

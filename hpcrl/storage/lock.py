@@ -1,0 +1,41 @@
+"""One training process at a time in a run folder, as far as the file system can tell.
+
+``flock`` is released by the kernel when its holder dies, so a killed run leaves nothing to clean up. Where a
+file system has no locks, nothing is held: this guards against a mistake at the keyboard, it is no fence
+between nodes.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import socket
+from pathlib import Path
+from typing import TextIO
+
+from hpcrl.storage.atomic import write_error
+from hpcrl.types import HpcrlError
+
+_HELD = (errno.EAGAIN, errno.EACCES)
+
+
+def hold(path: Path) -> TextIO:
+    """Lock ``path`` for as long as the returned file stays open; HpcrlError naming who holds it."""
+    try:
+        file = path.open("a+")
+    except OSError as error:
+        raise write_error(path, error) from error
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno not in _HELD:
+            return file  # no locks here
+        file.seek(0)
+        holder = file.read().strip() or "another process"
+        file.close()
+        raise HpcrlError(f"{path.parent} is being trained by {holder}; stop that first") from None
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+    file.flush()
+    return file
