@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hpcrl.config.load import load_config, one_process
+from hpcrl.config.load import load_config, one_process, overridden
 from hpcrl.config.root import Config, live_changes
 from hpcrl.storage.run_dir import RunDir
 from hpcrl.types import HpcrlError
@@ -78,8 +78,7 @@ def _resolve_resumed(request: Request, ranks: Ranks) -> tuple[Config, RunDir]:
 
 
 def _world_size_said(request: Request) -> bool:
-    keys = (item.partition("=")[0].strip() for item in request.overrides)
-    return "train.world_size" in keys or bool(os.environ.get("GPU_COUNT"))
+    return overridden(request.overrides, "train.world_size") or bool(os.environ.get("GPU_COUNT"))
 
 
 def _config_of(init: Path) -> dict | None:
