@@ -81,10 +81,11 @@ def same(a: object, b: object, where: str = "state") -> None:
         assert a == b, f"{where}: {a!r} != {b!r}"
 
 
-def assert_same_course(run: Path, reference: Path, epoch: int) -> None:
+def assert_same_course(run: Path, reference: Path, epoch: int, ranks: int = 1) -> None:
     """Weights, moments, statistics, environments and metrics equal those of the uninterrupted run."""
     a, b = portable(run, epoch), portable(reference, epoch)
     for key in ("epoch", "env_steps", "model", "return_scale", "feature_scaler"):
         same(a[key], b[key], key)
-    same(rank_state(run, epoch), rank_state(reference, epoch), "rank")
+    for rank in range(ranks):
+        same(rank_state(run, epoch, rank), rank_state(reference, epoch, rank), f"rank {rank}")
     assert comparable_metrics(run) == comparable_metrics(reference)

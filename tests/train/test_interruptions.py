@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+import runs
 from runs import assert_same_course, command, comparable_metrics, environment, hpcrl, only_run
 
 EPOCHS = 6
@@ -49,8 +50,6 @@ def kill_within(process: subprocess.Popen, seconds: float) -> bool:
 @pytest.fixture(scope="session")
 def course_seconds(tmp_path_factory, market_file) -> float:
     """From "Setting up" to the end of a whole run, on this machine, now."""
-    import runs
-
     folder = tmp_path_factory.mktemp("timing")
     (folder / "tiny.yaml").write_text(runs.TINY)
     (folder / "market.h5").symlink_to(market_file)
@@ -61,10 +60,14 @@ def course_seconds(tmp_path_factory, market_file) -> float:
     return time.monotonic() - begin
 
 
-def kill_and_resume(place: Path, reference: Path, seconds: float, seed: int) -> None:
-    """Kill a run and its resumptions at random moments; the course must equal the uninterrupted one's."""
+def kill_and_resume(place: Path, reference: Path, seconds: float, seed: int, ranks: int = 1) -> None:
+    """Kill a run and its resumptions at random moments; the course must equal the uninterrupted one's.
+
+    With several ranks the launcher is killed, and they die with it.
+    """
     moments = random.Random(seed)
-    arguments = ["train", "--config", "tiny.yaml"]
+    several = ["--ranks", str(ranks)] if ranks > 1 else []
+    arguments = ["train", "--config", "tiny.yaml", *several]
     for _ in range(3):
         process = start(arguments, place)
         wait_for(process, "Setting up")
@@ -72,12 +75,12 @@ def kill_and_resume(place: Path, reference: Path, seconds: float, seed: int) -> 
         found = sorted(place.glob("checkpoints/dist_run_*"))
         assert len(found) <= 1
         if found:
-            arguments = ["train", "--resume", str(found[0])]
+            arguments = ["train", "--resume", str(found[0]), *several]
         if not killed:
             break
     hpcrl(*arguments, cwd=place)
     run = only_run(place)
-    assert_same_course(run, reference, EPOCHS)
+    assert_same_course(run, reference, EPOCHS, ranks)
     assert not list(run.glob(".*.tmp")), "the finished run left temporary files"
 
 
@@ -91,6 +94,28 @@ def test_a_killed_run_resumes_to_the_same_weights(place, reference, course_secon
 @pytest.mark.parametrize("seed", range(100, 120))
 def test_soak_twenty_killed_runs_resume_to_the_same_weights(place, reference, course_seconds, seed):
     kill_and_resume(place, reference, course_seconds, seed)
+
+
+@pytest.fixture(scope="session")
+def reference_of_two(tmp_path_factory, market_file) -> Path:
+    folder = tmp_path_factory.mktemp("reference_of_two")
+    (folder / "tiny.yaml").write_text(runs.TINY)
+    (folder / "market.h5").symlink_to(market_file)
+    hpcrl("train", "--config", "tiny.yaml", "--ranks", "2", cwd=folder)
+    return only_run(folder)
+
+
+@pytest.mark.slow
+def test_two_killed_ranks_resume_to_the_same_weights(place, reference_of_two, course_seconds):
+    kill_and_resume(place, reference_of_two, 1.5 * course_seconds, 0, ranks=2)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("seed", range(200, 205))
+def test_soak_five_times_two_killed_ranks_resume_to_the_same_weights(
+    place, reference_of_two, course_seconds, seed
+):
+    kill_and_resume(place, reference_of_two, 1.5 * course_seconds, seed, ranks=2)
 
 
 @pytest.mark.slow
