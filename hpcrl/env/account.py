@@ -76,10 +76,6 @@ def advance(account: Account, weight_NA: Tensor, bar: Bar, rules: Rules) -> Outc
 
     zero = cash.new_zeros(())  # torch.where with a number would make one each time
     order = _order(account, held, weight_NA, at_open, bar, rules)
-    if (
-        bar.corporate is not None
-    ):  # what is delisted is not traded, though its weight was scaled with the rest
-        order = order * listed
     real = (order.abs() > held.abs() * ORDER_NOISE) & solvent
     order = torch.where(real, order, zero)
     fill = _capped(order, bar, rules)

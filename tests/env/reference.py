@@ -167,7 +167,6 @@ class Ledger:
         if gross > self.c("max_leverage"):
             weights = {a: w * self.c("max_leverage") / gross for a, w in weights.items()}
             self.flags.append("leverage_scaled")
-        weights = {a: ZERO if a in self.gone else w for a, w in weights.items()}
         equity = self.equity if self.sizing == "decision" else self.worth(opens)
         orders = []
         for a in self.assets:
@@ -185,7 +184,8 @@ class Ledger:
 
     def _fill(self, a, order, before, bar):
         facts = bar.get(a, {})
-        volume = dec(facts.get("volume") or 0) if self._has(bar, a) else ZERO
+        trades = self._has(bar, a) and a not in self.gone
+        volume = dec(facts.get("volume") or 0) if trades else ZERO
         size = abs(order) if volume > 0 else ZERO
         if self.participation is not None and volume > 0:
             cap = self.participation * volume

@@ -80,7 +80,7 @@ def test_margin_call_forces_the_next_weights_to_zero():
     assert ledger[3]["position"]["X"] > 0
 
 
-def test_delisting_pays_out_and_ends_orders():
+def test_delisting_pays_out_and_fills_no_later_order():
     gone = dict.fromkeys(("open", "high", "low", "close"))
     bars = [
         bar(0),
@@ -91,9 +91,14 @@ def test_delisting_pays_out_and_ends_orders():
     ]
     case = small_case(bars, [1, 1, 1, 1])
     ledger = replay_case(case)["rows"]
-    assert ledger[2]["flags"] == ["delisted:X"]
+    assert ledger[2]["flags"] == ["delisted:X", "no_fill:X"]
     assert ledger[2]["cash"] == pytest.approx(30_000)
-    assert ledger[3]["flags"] == ledger[4]["flags"] == []
+    assert ledger[3]["flags"] == ledger[4]["flags"] == ["no_fill:X"]
+    case["actions"][2:] = [{"X": 0}, {}]
+    assert [row["flags"] for row in replay_case(case)["rows"][3:]] == [[], []]
+    # prices on the day of the delisting change nothing
+    traded = small_case([*bars[:2], bar(600, delist="30"), *bars[3:]], [1, 1, 1, 1])
+    assert replay_case(traded)["rows"] == ledger
 
 
 def test_holding_pays_no_minimum_fee_for_float_noise():
@@ -127,7 +132,7 @@ def test_the_weight_of_a_delisted_asset_still_counts_towards_leverage():
     case = small_case(bars, [0, 0]) | {"assets": ["X", "Y"]}
     case["actions"] = [{"X": 0, "Y": 0}, {"X": 1, "Y": 1}]
     ledger = replay_case(case)["rows"]
-    assert ledger[2]["flags"] == ["leverage_scaled"]
+    assert ledger[2]["flags"] == ["leverage_scaled", "no_fill:Y"]
     assert ledger[2]["position"] == {"X": 500, "Y": 0}
     case["actions"][1] = {"X": 1, "Y": None}
     ledger = replay_case(case)["rows"]
