@@ -131,6 +131,21 @@ def stage_synthetic(
     _print_staged(run(out, symbols=_names(symbols), bars=bars, seed=seed), as_json)
 
 
+@stage_app.command("planted")
+def stage_planted(
+    out: Out,
+    task: Annotated[str, typer.Option(help="L0, L1, L2, L3, L4, L4b, L5 or control.")],
+    bars: Annotated[int, typer.Option(min=1, help="Tradable bars per path; burn-in comes on top.")] = 1000,
+    paths: Annotated[int, typer.Option(min=1, help="Separate paths, one symbol each.")] = 1,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    as_json: Json = False,
+) -> None:
+    """A market whose best policy is known: does an agent learn it? No performance claim follows from it."""
+    from hpcrl.market.stage import stage_planted as run
+
+    _print_staged(run(out, task, bars=bars, paths=paths, seed=seed), as_json)
+
+
 def _print_staged(result, as_json: bool) -> None:
     from rich.console import Console
 

@@ -17,10 +17,11 @@ import pandas as pd
 
 from hpcrl.market.align import align, check_coverage
 from hpcrl.market.bars import SymbolBars
-from hpcrl.market.calendar import Grid, find_sessions
+from hpcrl.market.calendar import ALWAYS, Grid, find_sessions
 from hpcrl.market.clean import check_timezone, judge, typed
 from hpcrl.market.features import BURN_IN, FEATURES, definitions
 from hpcrl.market.files import OPTIONAL, REQUIRED, list_files, pick_columns, read_files
+from hpcrl.market.planted import find_task, planted
 from hpcrl.market.quality import add_symbol, build_report
 from hpcrl.market.store import StoreWriter, is_store
 from hpcrl.market.synthetic import SYMBOLS, random_walk
@@ -161,6 +162,39 @@ def stage_synthetic(
         calendar=calendar,
         bar_seconds=bar_seconds,
         symbols=tuple(symbols),
+        price_adjustment="splits_dividends",
+    )
+
+
+def stage_planted(
+    out: str | Path, task: str, *, bars: int = 1000, paths: int = 1, seed: int = 0, bar_seconds: int = 300
+) -> StageResult:
+    """A planted market: ``paths`` symbols of ``bars`` tradable bars each, and the burn-in before them.
+
+    Its half-spread and its oracle's mean reward a bar stand in the attribute ``query``.
+    """
+    chosen = find_task(task)
+    if bars < 1:
+        raise HpcrlError(f"planted market {task}: bars is {bars}; at least 1 is needed")
+    prepare_output(out, [])
+    frame = planted(task, BURN_IN + bars, paths, seed, bar_seconds=bar_seconds)
+    return stage_frame(
+        frame,
+        out,
+        source=f"planted:{task}",
+        query={
+            "task": task,
+            "bars": bars,
+            "paths": paths,
+            "seed": seed,
+            "half_spread": chosen.half_spread,
+            "oracle_reward": chosen.oracle_reward,
+        },
+        calendar=ALWAYS,
+        bar_seconds=bar_seconds,
+        features=(chosen.feature,),
+        computed=False,
+        symbols=tuple(frame["symbol"].unique()),
         price_adjustment="splits_dividends",
     )
 
