@@ -67,7 +67,12 @@ def _resolve_resumed(request: Request, ranks: Ranks) -> tuple[Config, RunDir]:
     assert request.resume is not None
     run = RunDir.open(request.resume)
     size = request.ranks or ranks.size
-    config = load_config(request.config, request.overrides, base=read_record(run)["config"])
+    record = read_record(run)
+    config = load_config(request.config, request.overrides, base=record["config"])
+    recorded = record["data"].get("path", "")
+    if not Path(config.market.path).exists() and Path(recorded).is_file():
+        # A relative path is one of the folder that the run was started in.
+        config = config.model_copy(update={"market": config.market.model_copy(update={"path": recorded})})
     if _world_size_said(request) and config.train.world_size != size:
         raise HpcrlError(
             f"train.world_size = {config.train.world_size} (GPU_COUNT or --set), but {size} ranks were "

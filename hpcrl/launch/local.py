@@ -143,8 +143,9 @@ class _Forwarder:
 
     def __enter__(self) -> _Forwarder:
         for number in _FORWARDED:
-            if signal.getsignal(number) != signal.SIG_IGN:  # nohup
-                self._before[number] = signal.signal(number, self._note)
+            if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
+                continue  # started under nohup
+            self._before[number] = signal.signal(number, self._note)
         self._thread.start()
         return self
 

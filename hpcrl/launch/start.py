@@ -8,7 +8,7 @@ from typing import Any
 from hpcrl.checkpoint.find import check_portable, load_portable
 from hpcrl.checkpoint.manager import CheckpointManager
 from hpcrl.checkpoint.manifest import Manifest
-from hpcrl.checkpoint.provenance import check_resumable, read_record, run_record
+from hpcrl.checkpoint.provenance import check_resumable, read_record, recorded_config, run_record
 from hpcrl.config.root import Config, tree_digest
 from hpcrl.market.scaler import Scaler, fit_scaler
 from hpcrl.market.store import Market
@@ -36,7 +36,11 @@ def begin(world: World, config: Config, market: Market, init: Path | None) -> tu
                 f"--init {init}: its policy reads the features {', '.join(scaler.feature_names)}; "
                 f"{config.market.path} has {', '.join(market.feature_names)}"
             )
-        lineage = {"checkpoint": str(path), "epoch": donor["epoch"], "data_sha256": donor["data"]["sha256"]}
+        lineage = {
+            "checkpoint": str(path.absolute()),
+            "epoch": donor["epoch"],
+            "data_sha256": donor["data"]["sha256"],
+        }
     trainer = build(config, world, market, scaler)
     if donor is not None:
         trainer.adopt(donor)
@@ -72,6 +76,13 @@ def resume(
         trainer = build(config, world, market, fit_scaler(market, *market.split_range("train")))
     else:
         trainer = _restore(world, config, market, run, manager, manifest, record, console)
+        old = recorded_config(record)
+        if old.train.epochs != config.train.epochs and config.learn.lr_schedule != "constant":
+            console.say(
+                f"train.epochs was {old.train.epochs}, is {config.train.epochs}: the "
+                f"{config.learn.lr_schedule} schedule of learn.lr is another from here on, so the course is not that of a run of "
+                f"{config.train.epochs} epochs from its start"
+            )
         attempts.append(trainer.attempt)
     trainer.attempt = max(attempts, default=0) + 1
     return trainer

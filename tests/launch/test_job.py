@@ -169,6 +169,28 @@ def test_weights_that_are_not_finite_end_the_run_unsaved(run, config, one_rank):
     assert not run.manifest(4).exists()
 
 
+def test_a_run_with_a_relative_data_path_resumes_from_any_folder(hpcrl, market_path, tmp_path, monkeypatch):
+    (tmp_path / "tiny.yaml").write_text(json.dumps(TINY))
+    shutil.copy(market_path, tmp_path / "here.h5")
+    code, _, err = hpcrl("train", "--config", "tiny.yaml", "--set", "market.path=here.h5")
+    assert code == 0, err
+    (made,) = tmp_path.glob("checkpoints/dist_run_*")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    code, out, err = hpcrl("train", "--resume", made, "--set", "train.epochs=4")
+    assert code == 0 and "Finished 4 epochs" in out, err
+
+
+@pytest.mark.parametrize(("schedule", "told"), [("linear", True), ("constant", False)])
+def test_other_epochs_under_a_decaying_rate_are_told(config, one_rank, capsys, schedule, told):
+    base = config.model_dump(mode="json")
+    decaying = load_config(base=base, overrides=[f"learn.lr_schedule={schedule}"], environment={})
+    run = finished_run(decaying, one_rank)
+    longer = load_config(base=decaying.model_dump(mode="json"), overrides=["train.epochs=9"], environment={})
+    again(run, longer, one_rank)
+    assert ("schedule of learn.lr is another from here on" in capsys.readouterr().out) == told
+
+
 def test_two_processes_cannot_train_one_run(run):
     held = hold(run.lock)
     with pytest.raises(HpcrlError, match=r"is being trained by process \d+ on "):
