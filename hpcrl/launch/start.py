@@ -80,8 +80,8 @@ def resume(
         if old.train.epochs != config.train.epochs and config.learn.lr_schedule != "constant":
             console.say(
                 f"train.epochs was {old.train.epochs}, is {config.train.epochs}: the "
-                f"{config.learn.lr_schedule} schedule of learn.lr is another from here on, so the course is not that of a run of "
-                f"{config.train.epochs} epochs from its start"
+                f"{config.learn.lr_schedule} schedule of learn.lr is another from here on, and the course is "
+                f"not that of a run of {config.train.epochs} epochs from its start"
             )
         attempts.append(trainer.attempt)
     trainer.attempt = max(attempts, default=0) + 1
