@@ -30,7 +30,7 @@ test: $(VENV)/ready  ## all tests: one case of every fault class, under 25 minut
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not soak" $(SPREAD)
 
 soak: $(VENV)/ready  ## the full counts that the issues name; results in docs/soak.md
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m soak --timeout 7200 $(SPREAD)
+	SOAK_REPORT=docs/soak.md OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m soak --timeout 7200 $(SPREAD)
 
 check: $(VENV)/ready  ## format, lint, types and the fast tests: about a minute
 	$(BIN)/ruff format --check .

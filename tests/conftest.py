@@ -101,7 +101,8 @@ def one_rank() -> Iterator[World]:
 
 def pytest_terminal_summary(terminalreporter, config) -> None:
     """`make soak` keeps its results in docs/soak.md: counts, times, and what tests recorded."""
-    if config.getoption("markexpr") != "soak" or hasattr(config, "workerinput"):
+    report_path = os.environ.get("SOAK_REPORT")  # a part run by hand must not overwrite the whole
+    if not report_path or hasattr(config, "workerinput"):
         return
     groups: dict[str, list] = {}
     for outcome in ("passed", "failed", "error"):
@@ -125,7 +126,7 @@ def pytest_terminal_summary(terminalreporter, config) -> None:
         lines.append(f"| `{name}` | {passed} | {len(found) - passed} | {seconds:.0f} |")
         notes += [f"- {key}: {value}" for _, report in found for key, value in report.user_properties]
     if groups:
-        (ROOT / "docs/soak.md").write_text("\n".join([*lines, "", *sorted(notes)]).rstrip() + "\n")
+        (ROOT / report_path).write_text("\n".join([*lines, "", *sorted(notes)]).rstrip() + "\n")
 
 
 @pytest.hookimpl(trylast=True)
