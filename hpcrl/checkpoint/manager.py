@@ -31,6 +31,7 @@ from hpcrl.checkpoint.manifest import FileRecord, Manifest
 from hpcrl.storage.atomic import Staged, fsync_folder, stage, to_json, write_json
 from hpcrl.storage.run_dir import RunDir
 from hpcrl.types import HpcrlError, RunFailed
+from hpcrl.world.agree import all_or_none
 from hpcrl.world.collectives import broadcast_object, gather_objects
 from hpcrl.world.world import World
 
@@ -112,18 +113,16 @@ class CheckpointManager:
 
     def _agree(self, work: Callable[[], Any]) -> Any:
         """``work`` on every rank; RunFailed on all of them if any raised."""
-        result, message = None, None
-        try:
-            result = work()
-        except HpcrlError as error:
-            message = str(error)
-        except Exception as error:
-            message = f"{type(error).__name__}: {error}"
-        failures = [(rank, text) for rank, text in enumerate(gather_objects(self._world, message)) if text]
-        if failures:
-            rank, text = failures[0]
-            raise RunFailed(text if self._world.size == 1 else f"rank {rank}: {text}")
-        return result
+
+        def told() -> Any:
+            try:
+                return work()
+            except HpcrlError as error:
+                raise RunFailed(str(error)) from error
+            except Exception as error:
+                raise RunFailed(f"{type(error).__name__}: {error}") from error
+
+        return all_or_none(self._world, told)
 
     def _main(self, work: Callable[[], Any]) -> Any:
         """``work`` on rank 0; its result on every rank."""

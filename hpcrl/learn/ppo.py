@@ -14,7 +14,7 @@ from torch import Tensor
 
 from hpcrl.config.root import Config
 from hpcrl.engine.engine import Engine
-from hpcrl.learn.batches import minibatch, permutation
+from hpcrl.learn.batches import Minibatch, minibatch, permutation
 from hpcrl.learn.losses import LossTerms, explained_variance, ppo_loss
 from hpcrl.learn.returns import ReturnScale, gae, next_values, normalise
 from hpcrl.learn.schedule import learning_rate
@@ -41,13 +41,12 @@ def update(
     lr = learning_rate(learn, epoch, config.train.epochs)
     engine.set_lr(lr)
     n_chunks = rollout.position_CN.numel()
-    first = permutation(n_chunks, config.train.seed, epoch, 0, world.rank)
-    targets = prepare(engine, rollout, scale, first, config, world)
+    orders = [permutation(n_chunks, config.train.seed, epoch, k, world.rank) for k in range(learn.ppo_epochs)]
+    targets = prepare(engine, rollout, scale, orders[0], config, world)
     log = _Log(world)
     ppo_epochs = 0
-    for ppo_epoch in range(learn.ppo_epochs):
-        order = permutation(n_chunks, config.train.seed, epoch, ppo_epoch, world.rank)
-        kl_before = log.sums["approx_kl"].clone()
+    for order in orders:
+        kl_before, applied_before = log.sums["approx_kl"].clone(), log.applied
         for rows in order.split(config.chunks_per_batch):
             batch = minibatch(rollout, rows)
             terms = _loss(engine, batch, targets, config)
@@ -55,7 +54,7 @@ def update(
             result = engine.step()
             log.add(terms, result.applied, result.grad_norm)
         ppo_epochs += 1
-        kl = (log.sums["approx_kl"] - kl_before) / config.minibatches
+        kl = (log.sums["approx_kl"] - kl_before) / max(1, log.applied - applied_before)
         if learn.target_kl is not None and _mean(kl, world) > learn.target_kl:
             break
     explained = explained_variance(targets.value, targets.target)
@@ -108,7 +107,7 @@ def recompute(engine: Engine, rollout: Rollout, order: Tensor, chunks: int) -> t
     return log_prob, value
 
 
-def _loss(engine: Engine, batch, targets: Targets, config: Config) -> LossTerms:
+def _loss(engine: Engine, batch: Minibatch, targets: Targets, config: Config) -> LossTerms:
     log_prob, entropy, value = engine(*batch.arguments())
     rows = batch.rows
     return ppo_loss(
@@ -151,10 +150,14 @@ class _Log:
         for name in self.NAMES:
             self.sums[name] += getattr(terms, name).detach()
 
+    @property
+    def applied(self) -> int:
+        return self.steps - self.skipped
+
     def metrics(self) -> dict[str, float]:
         stacked = torch.stack([self.sums[name] for name in self.NAMES] + [self.first_log_ratio.double()])
         mean = (all_sum(self.world, stacked) / self.world.size).tolist()
-        applied = max(1, self.steps - self.skipped)
+        applied = max(1, self.applied)
         loss, policy, value, entropy, kl, clip = (x / applied for x in mean[:-1])
         return {
             "loss": loss,

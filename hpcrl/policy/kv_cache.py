@@ -27,10 +27,3 @@ class KVCache:
             torch.zeros(shape, dtype=like.dtype, device=like.device),
             torch.zeros(1, dtype=torch.int64, device=like.device),
         )
-
-    @property
-    def window(self) -> int:
-        return self.keys_LNHWK.shape[3]
-
-    def clone(self) -> KVCache:
-        return KVCache(self.keys_LNHWK.clone(), self.values_LNHWK.clone(), self.counter.clone())

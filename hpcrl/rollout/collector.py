@@ -160,7 +160,7 @@ class Collector:
             "history": self.history_NME.cpu(),
             "age": self.age_N.cpu(),
             "phase": self.phase,
-            "simulator": {name: tensor.cpu() for name, tensor in self.simulator.state_dict().items()},
+            "simulator": self.simulator.state_dict(),
         }
 
     def load(self, state: dict) -> None:
@@ -168,5 +168,4 @@ class Collector:
         self.history_NME = state["history"].to(device)
         self.age_N = state["age"].to(device)
         self.phase = int(state["phase"])
-        moved = {name: tensor.to(device) for name, tensor in state["simulator"].items()}
-        self.simulator.load_state_dict(moved)
+        self.simulator.load_state_dict(state["simulator"])
