@@ -18,16 +18,12 @@ def market_file(tmp_path_factory) -> Path:
 @pytest.fixture
 def place(tmp_path, market_file) -> Path:
     """A folder with tiny.yaml and market.h5 in it, in which runs are made."""
-    (tmp_path / "tiny.yaml").write_text(runs.TINY)
-    (tmp_path / "market.h5").symlink_to(market_file)
-    return tmp_path
+    return runs.furnish(tmp_path, market_file)
 
 
 @pytest.fixture(scope="session")
 def reference(tmp_path_factory, market_file) -> Path:
     """The run folder of an uninterrupted run of tiny.yaml."""
-    folder = tmp_path_factory.mktemp("reference")
-    (folder / "tiny.yaml").write_text(runs.TINY)
-    (folder / "market.h5").symlink_to(market_file)
+    folder = runs.furnish(tmp_path_factory.mktemp("reference"), market_file)
     runs.hpcrl("train", "--config", "tiny.yaml", cwd=folder)
     return runs.only_run(folder)

@@ -23,6 +23,13 @@ checkpoint: {every_minutes: 0, every_epochs: 4}
 """
 
 
+def furnish(folder: Path, market_file: Path) -> Path:
+    """``folder`` with tiny.yaml and market.h5 in it."""
+    (folder / "tiny.yaml").write_text(TINY)
+    (folder / "market.h5").symlink_to(market_file)
+    return folder
+
+
 def command(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "hpcrl", *arguments]
 

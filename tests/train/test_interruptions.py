@@ -10,8 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-import runs
-from runs import assert_same_course, command, comparable_metrics, environment, hpcrl, only_run
+from runs import assert_same_course, command, comparable_metrics, environment, furnish, hpcrl, only_run
 
 EPOCHS = 6
 
@@ -50,9 +49,7 @@ def kill_within(process: subprocess.Popen, seconds: float) -> bool:
 @pytest.fixture(scope="session")
 def course_seconds(tmp_path_factory, market_file) -> float:
     """From "Setting up" to the end of a whole run, on this machine, now."""
-    folder = tmp_path_factory.mktemp("timing")
-    (folder / "tiny.yaml").write_text(runs.TINY)
-    (folder / "market.h5").symlink_to(market_file)
+    folder = furnish(tmp_path_factory.mktemp("timing"), market_file)
     process = start(["train", "--config", "tiny.yaml"], folder)
     wait_for(process, "Setting up")
     begin = time.monotonic()
@@ -98,9 +95,7 @@ def test_soak_twenty_killed_runs_resume_to_the_same_weights(place, reference, co
 
 @pytest.fixture(scope="session")
 def reference_of_two(tmp_path_factory, market_file) -> Path:
-    folder = tmp_path_factory.mktemp("reference_of_two")
-    (folder / "tiny.yaml").write_text(runs.TINY)
-    (folder / "market.h5").symlink_to(market_file)
+    folder = furnish(tmp_path_factory.mktemp("reference_of_two"), market_file)
     hpcrl("train", "--config", "tiny.yaml", "--ranks", "2", cwd=folder)
     return only_run(folder)
 
