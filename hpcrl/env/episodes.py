@@ -24,7 +24,10 @@ class Starts:
     def draw(self, seed: int, env_id_N: Tensor, episode_N: Tensor) -> tuple[Tensor, Tensor]:
         """(symbol_NA, bar_N) of the given episodes; a function of (seed, env id, episode) alone."""
         u_N = uniform(seed, STREAM_START, env_id_N, episode_N)
-        pair_N = (u_N * self.total).to(torch.int64).clamp_max(self.total - 1)
+        return self.at((u_N * self.total).to(torch.int64).clamp_max(self.total - 1))
+
+    def at(self, pair_N: Tensor) -> tuple[Tensor, Tensor]:
+        """(symbol_NA, bar_N) of the pairs with these numbers, int64 from 0 to ``total`` - 1."""
         group_N = torch.searchsorted(self.end_P, pair_N, right=True)
         return self.symbol_PA[group_N], pair_N + self.offset_P[group_N]
 

@@ -3,6 +3,7 @@
 At the close of bar t the agent sees bars <= t (``observe``) and sets target weights; ``step`` fills them
 at the open of bar t+1 and marks at its close. All environments start together (``begin_episodes``) and
 end together when the caller stops; only a bankrupt one starts anew in between, flat and without history.
+With ``renew=False`` nobody starts anew unasked: the caller sees the ruined account and calls ``begin_some``.
 
 ``step`` and ``observe`` never wait for the device and have static shapes, and the state lives in tensors
 that are updated in place, as a CUDA graph needs it (the rollout around them is not captured yet).
@@ -43,6 +44,7 @@ class Step(NamedTuple):
     financing_N: Tensor
     dividend_N: Tensor
     weight_NA: Tensor  # position after the step: market value / equity
+    equity_raw_N: Tensor  # as equity_N, but negative where a bankrupt account owes
 
 
 @dataclass(frozen=True)
@@ -77,9 +79,11 @@ class Simulator:
         seed: int,
         bars: tuple[int, int],
         history: int,
+        renew: bool = True,
     ) -> None:
         """``env_ids_N``: global ids, int64; ``bars``: half-open rows in which decisions and marks lie
-        (history may reach back before it); ``history``: M, tokens that an episode's start hands out."""
+        (history may reach back before it); ``history``: M, tokens that an episode's start hands out;
+        ``renew``: a bankrupt account starts anew by itself."""
         if not 0 <= bars[0] < bars[1] <= market.n_bars:
             raise HpcrlError(f"bars {bars[0]} to {bars[1]} are no rows of a market of {market.n_bars} bars")
         self.market = market
@@ -92,6 +96,7 @@ class Simulator:
         self._seed = seed
         self._bars = bars
         self._history = history
+        self._renews = renew
         self._terms = active_terms(config.rewards.model_dump())
         self._packed = pack_market(market, self.rules)
         self._token = TokenBuffer(market_rows(market), self.n_envs, self.n_assets)
@@ -166,6 +171,20 @@ class Simulator:
         if symbol_NA.shape != (n, a) or bar_N.shape != (n,):
             shapes = f"{tuple(symbol_NA.shape)} and {tuple(bar_N.shape)}"
             raise HpcrlError(f"begin_at needs symbols [{n}, {a}] and bars [{n}], got {shapes}")
+        self._check_places(symbol_NA, bar_N)
+        self._steps, self._left = 0, self._bars[1] - 1 - int(bar_N.max())
+        return self._begin(symbol_NA.to(self.device), bar_N.to(self.device))
+
+    def begin_some(self, mask_N: Tensor, symbol_NA: Tensor, bar_N: Tensor) -> None:
+        """As ``begin_at``, but only where ``mask_N`` says so; the others go on. Waits for the device.
+
+        What stands at the other places of ``symbol_NA`` and ``bar_N`` is not read.
+        """
+        self._check_places(symbol_NA[mask_N], bar_N[mask_N])
+        self._renew(mask_N[:, None], symbol_NA * self.market.n_bars + bar_N[:, None])
+        self._steps, self._left = 0, self._bars[1] - 1 - int(self.bar_N.max())
+
+    def _check_places(self, symbol_NA: Tensor, bar_N: Tensor) -> None:
         symbols = self.market.n_symbols
         if bool((symbol_NA < 0).any()) or bool((symbol_NA >= symbols).any()):
             raise HpcrlError(f"begin_at: symbols must lie in 0 to {symbols - 1}, got {symbol_NA.tolist()}")
@@ -174,8 +193,6 @@ class Simulator:
             raise HpcrlError(
                 f"begin_at: bars must lie in {self._bars[0]} to {self._bars[1] - 1}, got {low} to {high}"
             )
-        self._steps, self._left = 0, self._bars[1] - 1 - high
-        return self._begin(symbol_NA.to(self.device), bar_N.to(self.device))
 
     def _begin(self, symbol_NA: Tensor, bar_N: Tensor) -> tuple[Tensor, Tensor]:
         everyone = torch.ones((self.n_envs, 1), dtype=torch.bool, device=self.device)
@@ -251,7 +268,8 @@ class Simulator:
         outcome = advance(before, weight_NA, bar, self.rules)
         step, shaped_N1 = self._report(outcome)
         self._keep(outcome, bar, weight_NA, shaped_N1)
-        self._renew_bankrupt(outcome.bankrupt_N1)
+        if self._renews:
+            self._renew_bankrupt(outcome.bankrupt_N1)
         return step
 
     def _report(self, outcome: Outcome) -> tuple[Step, Tensor]:
@@ -274,6 +292,7 @@ class Simulator:
             outcome.financing_N1.view(-1),
             outcome.dividend_N1.view(-1),
             outcome.value_NA / equity_N1.clamp_min(1e-300),  # 0 / 0 where bankrupt
+            outcome.equity_raw_N1.view(-1),
         )
         return step, shaped_N1
 
