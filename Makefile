@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 SPREAD := -n 2 --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test soak check bench clean
+.PHONY: help setup train test soak check bench peers clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -41,5 +41,12 @@ check: $(VENV)/ready  ## format, lint, types and the fast tests: about a minute
 bench: $(VENV)/ready data/msft.h5  ## env steps per second of training, and where the time goes
 	$(BIN)/hpcrl bench train --config yaml/local.yaml
 
-clean:  ## remove .venv, staged data and caches; run folders stay
-	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis data/*.h5 data/*.report.json
+.venv-peers/ready: tools/peers.txt
+	$(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check -r tools/peers.txt
+	touch $@
+
+peers: .venv-peers/ready  ## an environment of their own for the packages we are compared with (bench env)
+
+clean:  ## remove the environments, staged data and caches; run folders stay
+	rm -rf $(VENV) .venv-peers build *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis data/*.h5 data/*.report.json

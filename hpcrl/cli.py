@@ -212,5 +212,38 @@ def bench_train(
         Console().print(render(result))
 
 
+@bench_app.command("env")
+def bench_env(
+    envs: Annotated[str, typer.Option(help="Numbers of environments, in turn.")] = "1,100,1000,8000",
+    sets: Sets = None,
+    threads: Annotated[int, typer.Option(help="Threads of the simulator.")] = 1,
+    rounds: Annotated[int, typer.Option(help="Rounds; figures are their medians.")] = 5,
+    seconds: Annotated[float, typer.Option(help="Seconds of each measurement in a round.")] = 1.0,
+    peers: Annotated[
+        Path | None,
+        typer.Option(help="Python with gym-trading-env; default: .venv-peers (make peers) if it is there."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Steps per second of the simulator alone, all costs on, beside gym-trading-env on the same bars."""
+    from hpcrl.bench.env import bench_env as run
+    from hpcrl.bench.env import numbers, render
+
+    result = run(
+        numbers(envs),
+        overrides=tuple(sets or ()),
+        threads=threads,
+        rounds=rounds,
+        seconds=seconds,
+        peers=peers,
+    )
+    if as_json:
+        print(json.dumps(result))
+    else:
+        from rich.console import Console
+
+        Console().print(render(result))
+
+
 def _names(text: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in text.split(",") if part.strip())
