@@ -153,7 +153,8 @@ def learn(
     ``log`` is there on rank 0 alone. A checkpoint of the start is expected to exist or is written first.
     """
     config, world, engine, collector = trainer.config, trainer.world, trainer.engine, trainer.collector
-    alarms = Alarms(len(config.policy.positions), collector.simulator.n_assets)
+    distribution, n_assets = collector.policy.distribution, collector.simulator.n_assets
+    alarms = Alarms(n_assets * distribution.collapsed_entropy, n_assets * distribution.greatest_entropy)
     rolling = RollingClock(config.checkpoint.every_minutes * 60)
     save(trainer, manager, kept=False)
     stopping = stop.agreed(world)
@@ -166,7 +167,7 @@ def learn(
             engine.refresh(collector.policy)
         trainer.epoch += 1
         trainer.env_steps += rollout.reward_CNQ.numel() * world.size
-        metrics = trainer.progress() | summarise(rollout, tally, config, world) | learnt
+        metrics = trainer.progress() | summarise(rollout, tally, distribution.shares, world) | learnt
         metrics["weight_divergence"] = weight_divergence(collector.policy, world)
         metrics |= timing(collector.watch, time.perf_counter() - start, rollout, trainer.attempt, world)
         for alarm in alarms.check(metrics):

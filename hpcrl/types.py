@@ -53,18 +53,15 @@ class Rollout:
     age_CNQ: Tensor
     """int64, tokens of the same episode before this one (history included)."""
     action_CNQA: Tensor
-    """int64, index into policy.positions."""
+    """Of the policy's distribution: int64 index into policy.positions (discrete)."""
     reward_CNQ: Tensor
     """float32, shaped, unscaled."""
     terminated_CNQ: Tensor
     """bool: the step ended its episode for good (bankruptcy); no bootstrap."""
     truncated_CNQ: Tensor
     """bool: the step was its episode's last by length; bootstrap from the true last observation."""
-    keys_LCNHWK: Tensor
-    values_LCNHWK: Tensor
-    """The cache as it stood at each chunk's start, in order of time."""
-    position_CN: Tensor
-    """int64, the cache's counter at each chunk's start."""
+    memory: tuple[Tensor, ...]
+    """The policy's memory as it stood at each chunk's start, each [L, C, N, ...]."""
     bootstrap_N: Tensor
     """float32, value of the observation after the last step, in units of scaled return."""
 

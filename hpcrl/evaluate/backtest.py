@@ -19,7 +19,7 @@ from hpcrl.config.env import EnvConfig
 from hpcrl.env.simulator import Simulator
 from hpcrl.evaluate.track import Track, side_by_side
 from hpcrl.market.tensors import MarketTensors
-from hpcrl.policy.transformer import TransformerPolicy
+from hpcrl.policy import Policy
 from hpcrl.types import HpcrlError
 
 
@@ -96,20 +96,20 @@ class Strategy(Protocol):
 
 
 class PolicyStrategy:
-    """The deterministic policy: at every close the position with the largest logit."""
+    """The deterministic policy: at every close its distribution's mode."""
 
-    def __init__(self, policy: TransformerPolicy, positions: tuple[float, ...]) -> None:
-        self._policy, self._positions = policy, positions
+    def __init__(self, policy: Policy) -> None:
+        self._policy = policy
 
     def begin(self, simulator: Simulator, history_NME: Tensor, length_N: Tensor) -> None:
-        self._positions_P = torch.tensor(self._positions, dtype=torch.float64, device=simulator.device)
-        self._cache = self._policy.rebuild(history_NME, length_N)
+        self._memory = self._policy.rebuild(history_NME, length_N)
         self._age_N = length_N.clone()
 
     def weights(self, simulator: Simulator, step: int, position_NA: Tensor) -> Tensor:
-        logits_NAP, _ = self._policy.step(simulator.observe(), self._age_N, self._cache)
+        params_NAK, _ = self._policy.step(simulator.observe(), self._age_N, self._memory)
         self._age_N += 1
-        return self._positions_P[logits_NAP.argmax(-1)]
+        distribution = self._policy.distribution
+        return distribution.weights(distribution.mode(params_NAK))
 
 
 class Recorder:

@@ -125,7 +125,7 @@ def _play_all(
         tensors,
         config.env,
         plan,
-        lambda group: PolicyStrategy(loaded.policy, config.policy.positions),
+        lambda group: PolicyStrategy(loaded.policy),
         history=config.policy.padded_history,
         seed=seed,
     )

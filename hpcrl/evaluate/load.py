@@ -21,8 +21,7 @@ from hpcrl.config.root import Config
 from hpcrl.market.dataset import Market
 from hpcrl.market.scaler import Scaler
 from hpcrl.market.store import load_market
-from hpcrl.policy import build_policy
-from hpcrl.policy.transformer import TransformerPolicy
+from hpcrl.policy import Policy, build_policy
 from hpcrl.storage.run_dir import RunDir
 from hpcrl.types import HpcrlError, RunFailed
 
@@ -37,7 +36,7 @@ class LoadedRun:
     epoch: int
     env_steps: int
     config: Config
-    policy: TransformerPolicy
+    policy: Policy
     scaler: Scaler
     n_entries: int
     n_assets: int
@@ -118,7 +117,7 @@ def _assemble(
     )
 
 
-def _policy(config: Config, saved: dict, checkpoint: Path) -> TransformerPolicy:
+def _policy(config: Config, saved: dict, checkpoint: Path) -> Policy:
     policy = build_policy(config.policy, saved["n_entries"], saved["n_assets"])
     try:
         policy.load_state_dict(saved["model"]["weights"])

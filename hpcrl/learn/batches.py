@@ -16,13 +16,12 @@ class Minibatch:
 
     rows: Tensor
     token: Tensor
-    memory: tuple[Tensor, Tensor]
+    memory: tuple[Tensor, ...]
     age: Tensor
-    position: Tensor
     action: Tensor
 
     def arguments(self) -> tuple:
-        return self.token, self.memory, self.age, self.position, self.action
+        return self.token, self.memory, self.age, self.action
 
 
 def permutation(n_chunks: int, seed: int, epoch: int, ppo_epoch: int, rank: int) -> Tensor:
@@ -41,8 +40,7 @@ def minibatch(rollout: Rollout, rows: Tensor) -> Minibatch:
     return Minibatch(
         rows,
         rollout.token_CNQE.flatten(0, 1)[rows],
-        (rollout.keys_LCNHWK.flatten(1, 2)[:, rows], rollout.values_LCNHWK.flatten(1, 2)[:, rows]),
+        tuple(part.flatten(1, 2)[:, rows] for part in rollout.memory),
         rollout.age_CNQ.flatten(0, 1)[rows],
-        rollout.position_CN.flatten()[rows],
         rollout.action_CNQA.flatten(0, 1)[rows],
     )

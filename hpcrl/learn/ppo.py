@@ -40,7 +40,7 @@ def update(
     learn = config.learn
     lr = learning_rate(learn, epoch, config.train.epochs)
     engine.set_lr(lr)
-    n_chunks = rollout.position_CN.numel()
+    n_chunks = rollout.age_CNQ.shape[:2].numel()
     orders = [permutation(n_chunks, config.train.seed, epoch, k, world.rank) for k in range(learn.ppo_epochs)]
     targets = prepare(engine, rollout, scale, orders[0], config, world)
     log = _Log(world)

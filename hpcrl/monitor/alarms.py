@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import deque
 
 NEGATIVE_FOR = 10
@@ -10,18 +9,19 @@ NEGATIVE_FOR = 10
 
 
 class Alarms:
-    """``n_positions`` P and ``n_assets`` A set the entropy of a policy that chooses at random."""
+    """``greatest_entropy``: of a policy that chooses at random; below ``collapsed_entropy`` hardly anything
+    is left to explore. Both in nats, of all assets together."""
 
-    def __init__(self, n_positions: int, n_assets: int) -> None:
-        self.greatest_entropy = n_assets * math.log(n_positions)
+    def __init__(self, collapsed_entropy: float, greatest_entropy: float) -> None:
+        self.collapsed_entropy, self.greatest_entropy = collapsed_entropy, greatest_entropy
         self.explained: deque[float] = deque(maxlen=NEGATIVE_FOR)
 
     def check(self, metrics: dict) -> list[str]:
         """One line per alarm, each with what to try."""
         found = []
-        if metrics["entropy"] < 0.02 * self.greatest_entropy:
+        if metrics["entropy"] < self.collapsed_entropy:
             found.append(
-                f"entropy collapse: {metrics['entropy']:.4f} of {self.greatest_entropy:.2f}; "
+                f"entropy collapse: {metrics['entropy']:.4f}, at random {self.greatest_entropy:.2f}; "
                 "raise learn.entropy_coef or lower learn.lr"
             )
         if metrics["action_share_max"] > 0.99:

@@ -1,11 +1,14 @@
-"""The policy: tokens in, logits and values out, by step or by sequence."""
+"""The policy: tokens in, a distribution's numbers and values out, by step or by sequence."""
 
 from __future__ import annotations
 
 from hpcrl.config.policy import PolicyConfig
+from hpcrl.policy.base import Policy
 from hpcrl.policy.transformer import TransformerPolicy
 
+__all__ = ["Policy", "build_policy"]
 
-def build_policy(config: PolicyConfig, n_entries: int, n_assets: int) -> TransformerPolicy:
+
+def build_policy(config: PolicyConfig, n_entries: int, n_assets: int) -> Policy:
     """A fresh policy under the caller's torch seed."""
     return TransformerPolicy(config, n_entries, n_assets)

@@ -1,4 +1,4 @@
-"""Float32 heads on a trunk of any precision, and the discrete distribution over target positions."""
+"""Layers that compute in float32 on a trunk of any precision."""
 
 from __future__ import annotations
 
@@ -28,24 +28,3 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return F.rms_norm(x.float(), self.weight.shape, self.weight.float(), self.eps).to(x.dtype)
-
-
-def choose(logits_NAP: Tensor, uniform_NA: Tensor) -> Tensor:
-    """Sample positions by inverse transform from uniform numbers in [0, 1); [N, A] int64.
-
-    The uniform numbers come from a counter-based hash, so sampling holds no generator's state.
-    """
-    cumulative_NA = torch.zeros_like(uniform_NA)
-    action_NA = torch.zeros_like(uniform_NA, dtype=torch.int64)
-    for share_NA in logits_NAP.double().softmax(-1).unbind(-1)[:-1]:  # no cumsum: nondeterministic on CUDA
-        cumulative_NA = cumulative_NA + share_NA
-        action_NA = action_NA + (uniform_NA >= cumulative_NA)
-    return action_NA
-
-
-def log_prob_and_entropy(logits: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
-    """Of the joint action over A independent assets: logits [..., A, P], action [..., A]."""
-    log_p = logits.log_softmax(-1)
-    chosen = log_p.gather(-1, action.unsqueeze(-1)).squeeze(-1).sum(-1)
-    entropy = -(log_p.exp() * log_p).sum(-1).sum(-1)
-    return chosen, entropy

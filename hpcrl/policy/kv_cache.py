@@ -1,23 +1,19 @@
-"""The ring buffer of keys and values that a rollout steps through.
-
-A cache is a function of history and of today's weights: it is rebuilt from tokens at each rollout's
-start and never saved.
-"""
+"""The transformer's memory: the ring buffer of keys and values that a rollout steps through."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 
-@dataclass
-class KVCache:
+class KVCache(NamedTuple):
     keys_LNHWK: Tensor
     values_LNHWK: Tensor
-    counter: Tensor
-    """[1] int64: tokens written so far; the next one goes into slot counter mod W."""
+    """In order of time wherever the counter is a multiple of W, as at each chunk's start."""
+    counter_1N: Tensor
+    """int64: tokens written so far, the same for all; the next one goes into slot counter mod W."""
 
     @classmethod
     def empty(cls, layers: int, n_envs: int, heads: int, window: int, width: int, like: Tensor) -> KVCache:
@@ -25,5 +21,5 @@ class KVCache:
         return cls(
             torch.zeros(shape, dtype=like.dtype, device=like.device),
             torch.zeros(shape, dtype=like.dtype, device=like.device),
-            torch.zeros(1, dtype=torch.int64, device=like.device),
+            torch.zeros((1, n_envs), dtype=torch.int64, device=like.device),
         )

@@ -1,8 +1,8 @@
 """Act, step, record: N environments for T steps, all on the device.
 
-The policy here is a plain copy that the engine refreshes after each update. Its cache is rebuilt from
+The policy here is a plain copy that the engine refreshes after each update. Its memory is rebuilt from
 each environment's last tokens at the start of every rollout, so the policy is a function of history and
-of today's weights, and a checkpoint holds tokens, not caches.
+of today's weights, and a checkpoint holds tokens, not memories.
 """
 
 from __future__ import annotations
@@ -16,9 +16,7 @@ from hpcrl.config.root import Config
 from hpcrl.env.draws import keyed_uniform, stream_key
 from hpcrl.env.simulator import Simulator, Step
 from hpcrl.monitor.stopwatch import Stopwatch
-from hpcrl.policy.heads import choose
-from hpcrl.policy.kv_cache import KVCache
-from hpcrl.policy.transformer import TransformerPolicy
+from hpcrl.policy.base import Memory, Policy
 from hpcrl.types import Rollout
 
 EPISODES_PER_EPOCH = 1 << 20
@@ -32,25 +30,26 @@ class Tally:
     """Sums over a rollout, on the device until the epoch's end. Rewards and costs per env step."""
 
     terms_KN: Tensor
-    positions_P: Tensor
+    shares_P: Tensor
+    """Actions in each of the distribution's shares."""
 
     NAMES = ("reward", "log_return", "turnover", "fees", "spread", "impact", "financing", "bankruptcies")
 
     @classmethod
-    def zeros(cls, n_envs: int, n_positions: int, device: torch.device) -> Tally:
+    def zeros(cls, n_envs: int, n_shares: int, device: torch.device) -> Tally:
         return cls(
             torch.zeros(len(cls.NAMES), n_envs, dtype=torch.float64, device=device),
-            torch.zeros(n_positions, dtype=torch.float64, device=device),
+            torch.zeros(n_shares, dtype=torch.float64, device=device),
         )
 
-    def add(self, step: Step, action_NA: Tensor) -> None:
+    def add(self, step: Step, share_NA: Tensor) -> None:
         terms = (
             step.reward_N, step.log_return_N, step.turnover_N, step.fees_N, step.spread_N,
             step.impact_N, step.financing_N, step.terminated_N,
         )  # fmt: skip
         self.terms_KN += torch.stack([term.double() for term in terms])
-        ones = torch.ones_like(action_NA, dtype=torch.float64).flatten()
-        self.positions_P.index_add_(0, action_NA.flatten(), ones)
+        ones = torch.ones_like(share_NA, dtype=torch.float64).flatten()
+        self.shares_P.index_add_(0, share_NA.flatten(), ones)
 
     @property
     def sums(self) -> Tensor:
@@ -64,7 +63,7 @@ class Collector:
     def __init__(
         self,
         simulator: Simulator,
-        policy: TransformerPolicy,
+        policy: Policy,
         config: Config,
         env_ids_N: Tensor,
         watch: Stopwatch,
@@ -77,25 +76,25 @@ class Collector:
         self.history_NME = torch.zeros(n_envs, config.policy.padded_history, entries, device=device)
         self.age_N = torch.zeros(n_envs, dtype=torch.int64, device=device)
         self.phase = 0
-        self.positions_P = torch.tensor(config.policy.positions, dtype=torch.float64, device=device)
         keys = [stream_key(config.train.seed, ACTION_STREAM + asset) for asset in range(simulator.n_assets)]
         self.key_A = torch.tensor(keys, device=device)
         self.rollout = self._allocate(n_envs, entries, device)
 
     def _allocate(self, n_envs: int, entries: int, device: torch.device) -> Rollout:
-        learn, policy = self.config.learn, self.policy
+        learn = self.config.learn
         steps = (learn.rollout // learn.sequence_length, n_envs, learn.sequence_length)
-        cache = (policy.layers, *steps[:2], policy.heads, policy.window, policy.width)
+        action_dtype = self.policy.distribution.action_dtype
         return Rollout(
             token_CNQE=torch.zeros(*steps, entries, device=device),
             age_CNQ=torch.zeros(steps, dtype=torch.int64, device=device),
-            action_CNQA=torch.zeros(*steps, self.simulator.n_assets, dtype=torch.int64, device=device),
+            action_CNQA=torch.zeros(*steps, self.simulator.n_assets, dtype=action_dtype, device=device),
             reward_CNQ=torch.zeros(steps, device=device),
             terminated_CNQ=torch.zeros(steps, dtype=torch.bool, device=device),
             truncated_CNQ=torch.zeros(steps, dtype=torch.bool, device=device),
-            keys_LCNHWK=torch.zeros(cache, dtype=policy.dtype, device=device),
-            values_LCNHWK=torch.zeros(cache, dtype=policy.dtype, device=device),
-            position_CN=torch.zeros(steps[:2], dtype=torch.int64, device=device),
+            memory=tuple(
+                part.new_zeros((len(part), *steps[:2], *part.shape[2:]))
+                for part in self.policy.empty_memory(n_envs)
+            ),
             bootstrap_N=torch.zeros(n_envs, device=device),
         )
 
@@ -105,38 +104,39 @@ class Collector:
         if self.phase == 0:
             self.history_NME, self.age_N = self.simulator.begin_episodes(self.config.episode_steps)
         with self.watch.span("rebuild"):
-            cache = self.policy.rebuild(self.history_NME, self.age_N.clamp_max(self.history_NME.shape[1]))
+            memory = self.policy.rebuild(self.history_NME, self.age_N.clamp_max(self.history_NME.shape[1]))
         rollout, length = self.rollout, self.config.learn.sequence_length
-        tally = Tally.zeros(len(self.age_N), len(self.positions_P), self.age_N.device)
+        tally = Tally.zeros(len(self.age_N), len(self.policy.distribution.shares), self.age_N.device)
         for chunk in range(rollout.age_CNQ.shape[0]):
-            rollout.keys_LCNHWK[:, chunk] = cache.keys_LNHWK
-            rollout.values_LCNHWK[:, chunk] = cache.values_LNHWK
-            rollout.position_CN[chunk] = cache.counter
+            for kept, part in zip(rollout.memory, memory, strict=True):
+                kept[:, chunk] = part
             for step in range(length):
                 counter = epoch * self.config.learn.rollout + chunk * length + step
-                self._act(rollout, chunk, step, cache, counter, tally)
-        _, rollout.bootstrap_N = self.policy.step(self.simulator.observe(), self.age_N, cache)
+                self._act(rollout, chunk, step, memory, counter, tally)
+        _, rollout.bootstrap_N = self.policy.step(self.simulator.observe(), self.age_N, memory)
         self._end(rollout)
         return rollout, tally
 
     def _act(
-        self, rollout: Rollout, chunk: int, step: int, cache: KVCache, counter: int, tally: Tally
+        self, rollout: Rollout, chunk: int, step: int, memory: Memory, counter: int, tally: Tally
     ) -> None:
         """One step of every environment."""
+        distribution = self.policy.distribution
         with self.watch.span("env"):
             token_NE = self.simulator.observe()
         rollout.token_CNQE[chunk, :, step] = token_NE
         rollout.age_CNQ[chunk, :, step] = self.age_N
         with self.watch.span("policy"):
-            logits_NAP, _ = self.policy.step(token_NE, self.age_N, cache)
-            action_NA = choose(logits_NAP, keyed_uniform(self.key_A, self.env_ids_N[:, None], counter))
+            params_NAK, _ = self.policy.step(token_NE, self.age_N, memory)
+            uniform_NA = keyed_uniform(self.key_A, self.env_ids_N[:, None], counter)
+            action_NA = distribution.sample(params_NAK, uniform_NA)
         with self.watch.span("env"):
-            outcome = self.simulator.step(self.positions_P[action_NA])
+            outcome = self.simulator.step(distribution.weights(action_NA))
         rollout.action_CNQA[chunk, :, step] = action_NA
         rollout.reward_CNQ[chunk, :, step] = outcome.reward_N
         rollout.terminated_CNQ[chunk, :, step] = outcome.terminated_N
         self.age_N = torch.where(outcome.terminated_N, 0, self.age_N + 1)
-        tally.add(outcome, action_NA)
+        tally.add(outcome, distribution.share(action_NA))
 
     def _end(self, rollout: Rollout) -> None:
         """Keep the last tokens, and mark the episode's end where its length is reached."""

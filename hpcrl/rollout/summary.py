@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 
-from hpcrl.config.root import Config
 from hpcrl.monitor.gpu import gpu_stats
 from hpcrl.monitor.stopwatch import Stopwatch
 from hpcrl.rollout.collector import Tally
@@ -16,24 +15,24 @@ from hpcrl.world.collectives import all_sum
 from hpcrl.world.world import World
 
 
-def summarise(rollout: Rollout, tally: Tally, config: Config, world: World) -> dict[str, Any]:
-    """What the environments of all ranks did; collective, equal on all ranks."""
+def summarise(rollout: Rollout, tally: Tally, shares: tuple[str, ...], world: World) -> dict[str, Any]:
+    """What the environments of all ranks did; collective, equal on all ranks.
+
+    ``shares``: the distribution's names of the parts of the weights' range.
+    """
     steps = rollout.age_CNQ.numel() * world.size
     ends = (rollout.terminated_CNQ | rollout.truncated_CNQ).sum().double()
-    total = all_sum(world, torch.cat((tally.sums, tally.positions_P, ends[None]))).tolist()
+    total = all_sum(world, torch.cat((tally.sums, tally.shares_P, ends[None]))).tolist()
     sums = dict(zip(Tally.NAMES, total, strict=False))
-    positions = total[len(Tally.NAMES) : -1]
-    shares = {
-        f"action_share/{weight:g}": count / sum(positions)
-        for weight, count in zip(config.policy.positions, positions, strict=True)
-    }
+    counts = total[len(Tally.NAMES) : -1]
+    named = {f"action_share/{name}": count / sum(counts) for name, count in zip(shares, counts, strict=True)}
     bankruptcies = sums.pop("bankruptcies")
     return {
         **{name: value / steps for name, value in sums.items()},
         "bankruptcies": bankruptcies,
         "episode_length": steps / total[-1] if total[-1] else None,
-        **shares,
-        "action_share_max": max(shares.values()),
+        **named,
+        "action_share_max": max(named.values()),
     }
 
 

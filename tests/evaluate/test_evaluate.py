@@ -94,10 +94,9 @@ def test_the_policy_plays_as_it_does_step_by_step_in_training(run, evaluation, d
     for step in range(len(target)):
         tokens.append(simulator.observe())
         simulator.step(torch.tensor(target[step]))
-    cache = loaded.policy.rebuild(history, length)
     age = length[:, None] + torch.arange(len(tokens))
-    memory = (cache.keys_LNHWK, cache.values_LNHWK)
-    logits, _ = loaded.policy.sequence(torch.stack(tokens, 1), memory, age, cache.counter.view(1))
+    memory = loaded.policy.rebuild(history, length)
+    logits, _ = loaded.policy.sequence(torch.stack(tokens, 1), memory, age)
     expected = torch.tensor(loaded.config.policy.positions)[logits.argmax(-1)]
     two = logits.topk(2).values
     clear = (two[..., 0] - two[..., 1]).squeeze() > 1e-4

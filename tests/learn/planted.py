@@ -76,20 +76,20 @@ def share_of_oracle(trainer: Trainer, market: Market, config: Config, k: int) ->
             history=config.policy.padded_history,
         )
         history, length = simulator.begin_at(torch.zeros(PATHS, 1, dtype=torch.int64), start_N)
-        cache = trainer.collector.policy.rebuild(history, length)
+        memory = trainer.collector.policy.rebuild(history, length)
         total = 0.0
         for step in range(STEPS):
-            weight = choose_weight(simulator.observe(), length + step, cache, start_N + step)
+            weight = choose_weight(simulator.observe(), length + step, memory, start_N + step)
             total += float(simulator.step(weight).log_return_N.sum())
         return total
 
-    positions = torch.tensor(config.policy.positions, dtype=torch.float64)
+    distribution = trainer.collector.policy.distribution
 
-    def agent(token, age, cache, _bar):
-        logits, _ = trainer.collector.policy.step(token, age, cache)
-        return positions[logits.argmax(-1)]
+    def agent(token, age, memory, _bar):
+        params, _ = trainer.collector.policy.step(token, age, memory)
+        return distribution.weights(distribution.mode(params))
 
-    def oracle(_token, _age, _cache, bar):
+    def oracle(_token, _age, _memory, bar):
         return cue_B[bar - k].sign()[:, None]
 
     return play(agent) / play(oracle)

@@ -13,7 +13,6 @@ from hpcrl.learn.ppo import prepare, recompute, update
 from hpcrl.market.scaler import fit_scaler
 from hpcrl.market.stage import stage_synthetic
 from hpcrl.market.store import load_market
-from hpcrl.policy.heads import log_prob_and_entropy
 from hpcrl.train import Trainer, build, weight_divergence
 
 TINY = {
@@ -50,23 +49,24 @@ class Recorder:
     """Keeps the log-probabilities and values that ``step`` gave during a rollout."""
 
     def __init__(self, trainer: Trainer) -> None:
-        self.logits, self.values = [], []
+        self.params, self.values = [], []
         step = trainer.collector.policy.step
+        self.distribution = trainer.collector.policy.distribution
 
-        def recording(token, age, cache):
-            logits, value = step(token, age, cache)
-            self.logits.append(logits)
+        def recording(token, age, memory):
+            params, value = step(token, age, memory)
+            self.params.append(params)
             self.values.append(value)
-            return logits, value
+            return params, value
 
         trainer.collector.policy.step = recording
 
     def take(self, rollout):
-        logits = torch.stack(self.logits[:-1], 1)
+        params = torch.stack(self.params[:-1], 1)
         values = torch.stack(self.values[:-1], 1)
-        self.logits, self.values = [], []
+        self.params, self.values = [], []
         action = rollout.steps(rollout.action_CNQA)
-        return log_prob_and_entropy(logits, action)[0], values
+        return self.distribution.log_prob_and_entropy(params, action)[0], values
 
 
 def bankrupt_at(trainer: Trainer, steps: set[int]) -> None:

@@ -46,7 +46,7 @@ def test_numbers_survive_to_the_last_bit_and_what_json_lacks_is_null():
 
 
 def test_a_healthy_epoch_rings_nothing():
-    alarms = Alarms(3, 1)
+    alarms = Alarms(0.02, 1.1)
     assert [alarms.check(GOOD) for _ in range(20)] == [[]] * 20
 
 
@@ -60,12 +60,12 @@ def test_a_healthy_epoch_rings_nothing():
     ],
 )
 def test_each_sign_rings_its_own_alarm(change, word):
-    (alarm,) = Alarms(3, 1).check(GOOD | change)
+    (alarm,) = Alarms(0.02, 1.1).check(GOOD | change)
     assert word in alarm
 
 
 def test_negative_explained_variance_rings_only_after_it_has_lasted():
-    alarms = Alarms(3, 1)
+    alarms = Alarms(0.02, 1.1)
     rung = [bool(alarms.check(GOOD | {"explained_variance": -0.5})) for _ in range(NEGATIVE_FOR + 1)]
     assert rung == [False] * (NEGATIVE_FOR - 1) + [True, True]
 

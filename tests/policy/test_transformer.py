@@ -6,13 +6,12 @@ import pytest
 import torch
 
 from hpcrl.config.policy import PolicyConfig
-from hpcrl.policy import build_policy
-from hpcrl.policy.transformer import TransformerPolicy
+from hpcrl.policy import Policy, build_policy
 
 E = 5
 
 
-def small_policy(window: int = 8, layers: int = 2, assets: int = 1, seed: int = 0) -> TransformerPolicy:
+def small_policy(window: int = 8, layers: int = 2, assets: int = 1, seed: int = 0) -> Policy:
     torch.manual_seed(seed)
     policy = build_policy(PolicyConfig(d_model=32, layers=layers, heads=2, window=window), E, assets)
     with torch.no_grad():  # a uniform actor and a zero critic would hide differences
@@ -40,8 +39,8 @@ def walk(policy, token, age, cache):
     return torch.stack([o[0] for o in out], 1), torch.stack([o[1] for o in out], 1)
 
 
-def memory_of(cache):
-    return cache.keys_LNHWK.clone(), cache.values_LNHWK.clone()
+def copied(memory):
+    return tuple(part.clone() for part in memory)
 
 
 @pytest.mark.parametrize(("window", "steps"), [(8, 32), (8, 29), (16, 16), (5, 37)])
@@ -58,12 +57,12 @@ def test_step_equals_sequence_over_rollouts_with_resets_anywhere(window, steps, 
     age_now = known.clone()
     for rollout in range(3):
         cache = policy.rebuild(history, known)
-        memory, position = memory_of(cache), cache.counter.expand(n).clone()
+        memory = copied(cache)
         token = torch.randn(n, steps, E, generator=generator)
         age = ages(resets if rollout else {}, n, steps, age_now)
         logits, value = walk(policy, token, age, cache)
         with torch.no_grad():
-            logits_s, value_s = policy.sequence(token, memory, age, position)
+            logits_s, value_s = policy.sequence(token, memory, age)
         assert (logits - logits_s).abs().max() <= 1e-5
         assert (value - value_s).abs().max() <= 1e-5
         assert logits.abs().max() > 0.1  # the comparison is not of zeros
@@ -80,7 +79,7 @@ def test_rebuilt_cache_equals_stepping_through_the_same_tokens():
     token = torch.randn(n, steps, E, generator=torch.Generator().manual_seed(2))
     age = torch.arange(steps).expand(n, steps).clone()
     age[1, 190:] = torch.arange(10)
-    cache = policy.empty_cache(n)
+    cache = policy.empty_memory(n)
     walk(policy, token, age, cache)
     known = (age[:, -1] + 1).clamp_max(padded)
     rebuilt = policy.rebuild(token[:, -padded:], known)
@@ -97,12 +96,12 @@ def test_rebuilt_keys_equal_stepped_keys_slot_by_slot():
     policy = small_policy(window=8, layers=2)
     token = torch.randn(3, 16, E)
     age = torch.arange(16).expand(3, 16)
-    stepped = policy.empty_cache(3)
+    stepped = policy.empty_memory(3)
     walk(policy, token, age, stepped)
     rebuilt = policy.rebuild(token, torch.full((3,), 16))
     assert (stepped.keys_LNHWK - rebuilt.keys_LNHWK).abs().max() <= 1e-5
     assert (stepped.values_LNHWK - rebuilt.values_LNHWK).abs().max() <= 1e-5
-    assert torch.equal(stepped.counter, rebuilt.counter)
+    assert torch.equal(stepped.counter_1N, rebuilt.counter_1N)
 
 
 @torch.no_grad()
@@ -110,14 +109,14 @@ def test_no_token_sees_a_later_one_or_another_episode_by_one_bit():
     policy = small_policy(window=8, layers=2)
     n, steps, reset = 2, 32, 13
     cache = policy.rebuild(torch.randn(n, 16, E), torch.full((n,), 16))
-    memory, position = memory_of(cache), cache.counter.expand(n).clone()
+    memory = copied(cache)
     token = torch.randn(n, steps, E)
     age = ages({0: [reset]}, n, steps, torch.full((n,), 16))
-    base, base_v = policy.sequence(token, memory, age, position)
+    base, base_v = policy.sequence(token, memory, age)
     for at in range(steps):
         changed = token.clone()
         changed[0, at] += 1.0
-        logits, value = policy.sequence(changed, memory, age, position)
+        logits, value = policy.sequence(changed, memory, age)
         assert torch.equal(logits[0, :at], base[0, :at]) and torch.equal(value[0, :at], base_v[0, :at])
         assert torch.equal(logits[1], base[1]), "another environment changed"
         if at < reset:
@@ -129,13 +128,13 @@ def test_no_token_sees_a_later_one_or_another_episode_by_one_bit():
 def test_context_reaches_exactly_layers_times_window_less_one():
     policy = small_policy(window=8, layers=2)
     steps, reach = 48, 2 * 7
-    cache = policy.empty_cache(1)
-    memory, position = memory_of(cache), torch.zeros(1, dtype=torch.int64)
+    cache = policy.empty_memory(1)
+    memory = copied(cache)
     token, age = torch.randn(1, steps, E), torch.arange(steps)[None]
-    base, _ = policy.sequence(token, memory, age, position)
+    base, _ = policy.sequence(token, memory, age)
     changed = token.clone()
     changed[0, 10] += 5.0
-    logits, _ = policy.sequence(changed, memory, age, position)
+    logits, _ = policy.sequence(changed, memory, age)
     moved = (logits - base).abs().amax((0, 2, 3)) > 0
     assert moved[10 : 10 + reach + 1].all() and not moved[10 + reach + 1 :].any()
 
@@ -145,10 +144,10 @@ def test_context_reaches_exactly_layers_times_window_less_one():
 def test_positions_do_not_drift_with_a_growing_counter(counter):
     policy = small_policy(window=8, layers=2)
     token, age = torch.randn(2, 24, E), torch.arange(24).expand(2, 24)
-    near = policy.empty_cache(2)
+    near = policy.empty_memory(2)
     logits, _ = walk(policy, token, age, near)
-    far = policy.empty_cache(2)
-    far.counter += counter - counter % 8  # slot order must be time order, as after a rebuild
+    far = policy.empty_memory(2)
+    far.counter_1N.add_(counter - counter % 8)  # slot order must be time order, as after a rebuild
     logits_far, _ = walk(policy, token, age, far)
     assert (logits - logits_far).abs().max() <= 1e-5
 
