@@ -182,13 +182,37 @@ def evaluate(
 
 @app.command()
 def replay(
-    case: Annotated[Path, typer.Option("--case", help="JSON: config, assets, bars, actions.")],
-    out: Annotated[Path, typer.Option("--out", help="JSON ledger to write.")],
+    out: Annotated[Path, typer.Option("--out", help="Ledger to write: .json or .csv, one row per bar.")],
+    case: Annotated[Path | None, typer.Option("--case", help="JSON: config, assets, bars, actions.")] = None,
+    bars: Annotated[
+        Path | None,
+        typer.Option(
+            "--bars",
+            help="CSV or Parquet: timestamp, symbol, open, high, low, close, volume "
+            "[, sigma, split, dividend, delist, halted].",
+        ),
+    ] = None,
+    weights: Annotated[
+        Path | None,
+        typer.Option(
+            "--weights",
+            help="CSV or Parquet: timestamp, symbol, weight; decided at that bar's close, holds until the "
+            "symbol's next row.",
+        ),
+    ] = None,
+    costs: Annotated[
+        Path | None, typer.Option("--costs", help="YAML: the keys of a case's config, such as bps: 2.")
+    ] = None,
 ) -> None:
-    """Drive the simulator by a given table of weights."""
-    from hpcrl.evaluate.replay import replay_file
+    """Drive the simulator by a given table of weights: by --case, or by --bars, --weights and --costs.
 
-    replay_file(case, out)
+    Timestamps: ISO 8601 (without a zone: UTC) or unix seconds. A CSV ledger holds bar, timestamp, cash,
+    equity, equity_raw, fees, spread_cost, impact_cost, financing, dividends, reward, flags (joined by
+    spaces) and, of each symbol S, position:S and the step's fill: qty:S, price:S, commission:S.
+    """
+    from hpcrl.evaluate.replay import replay_files
+
+    replay_files(out, case, bars, weights, costs)
     print(out)
 
 

@@ -64,10 +64,27 @@ def read_layers(path: str | Path, including: tuple[Path, ...] = ()) -> list[Laye
     return [*read_layers(path.parent / name, (*including, path)), Layer(f"config {path}", tree)]
 
 
+def read_mapping(path: str | Path) -> dict[Any, Any]:
+    """The mapping in one YAML file without includes; {} where it is empty. Raises HpcrlError, one line."""
+    tree = _value(Path(path), ())
+    if tree is not None and not isinstance(tree, dict):
+        raise HpcrlError(f"config {path}: expected lines of the form key: value, found {tree!r:.60}")
+    return tree or {}
+
+
 def _read(path: Path, including: tuple[Path, ...]) -> dict[Any, Any]:
-    """The mapping in one file."""
+    """The mapping in one file of sections."""
+    tree = _value(path, including)
+    if not isinstance(tree, dict) or not tree:
+        found = "it is empty" if not tree and tree not in (False, 0) else f"found {tree!r:.60}"
+        raise HpcrlError(f"config {path}: expected sections (train:, env:, ...), {found}")
+    return tree
+
+
+def _value(path: Path, including: tuple[Path, ...]) -> Any:
+    """What one file holds."""
     try:
-        tree = _load(path.read_text(encoding="utf-8"))
+        return _load(path.read_text(encoding="utf-8"))
     except OSError as error:
         what = f"{including[-1]}: its include {path}" if including else f"{path}:"
         raise HpcrlError(f"config {what} cannot be read ({error.strerror or error})") from None
@@ -79,10 +96,6 @@ def _read(path: Path, including: tuple[Path, ...]) -> dict[Any, Any]:
         if isinstance(error, GivenTwice):
             raise HpcrlError(f"{where}: {problem}") from None
         raise HpcrlError(f"{where}: not valid YAML ({' '.join(str(problem or error).split())})") from None
-    if not isinstance(tree, dict) or not tree:
-        found = "it is empty" if not tree and tree not in (False, 0) else f"found {tree!r:.60}"
-        raise HpcrlError(f"config {path}: expected sections (train:, env:, ...), {found}")
-    return tree
 
 
 def _load(text: str) -> Any:

@@ -1,6 +1,7 @@
 """Reading a replay case: JSON object in, checked numpy arrays out.
 
-Every mistake is an HpcrlError that names case, bar, asset and value; nothing is clamped or guessed.
+Every mistake is an HpcrlError that names case, bar, asset and value; nothing is clamped or guessed. The
+checks of one bar, of the costs and of one number serve the table form too (``case_tables``).
 """
 
 from __future__ import annotations
@@ -14,12 +15,14 @@ from typing import Any
 
 import numpy as np
 
-from hpcrl.config.env import CostConfig, EnvConfig
+from hpcrl.config.env import CostConfig, EnvConfig, TradeCosts
 from hpcrl.env.bars import Rules
 from hpcrl.types import HpcrlError
 
 PRICES = ("open", "high", "low", "close")
 BAR_KEYS = (*PRICES, "volume", "sigma", "split", "dividend", "delist", "halted")
+BAR_DEFAULTS = {"volume": 0.0, "split": 1.0, "dividend": 0.0, "halted": 0.0}
+"""Of what a bar leaves out; NaN for the rest."""
 LARGEST = 1e18
 """Of any number; products of a few still fit into float64."""
 LEAST_PRICE = 1e-15
@@ -33,7 +36,7 @@ ORDER_SLACK = 1e-9
 class Case:
     """B bars of A assets. Prices are NaN where a bar is missing."""
 
-    name: str
+    name: str  # as errors begin: case 'x', or the table's file
     rules: Rules
     assets: list[str]
     ts_B: np.ndarray  # int64 seconds
@@ -47,65 +50,82 @@ class Case:
     weight_TA: np.ndarray  # target weights of every bar but the last
 
 
-def _fail(where: str, message: str) -> HpcrlError:
-    return HpcrlError(f"case {where}: {message}")
+def fail(where: str, message: str) -> HpcrlError:
+    return HpcrlError(f"{where}: {message}")
 
 
-def _quote(value: Any) -> str:
+def quote(value: Any) -> str:
     """The case's own text, cut short however long or deep it is."""
     short = reprlib.Repr()
     short.maxstring = short.maxother = 60
     return short.repr(value)
 
 
-def _number(value: Any, where: str, key: str) -> float:
+def read_number(value: Any, where: str, key: str) -> float:
     """A finite float from a number or a numeric string, of at most LARGEST."""
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
-        raise _fail(where, f"{key} = {_quote(value)} is not a number")
+        raise fail(where, f"{key} = {quote(value)} is not a number")
     try:
         number = float(value)
     except (ValueError, OverflowError):
-        raise _fail(where, f"{key} = {_quote(value)} is not a number") from None
+        raise fail(where, f"{key} = {quote(value)} is not a number") from None
     if not math.isfinite(number):
-        raise _fail(where, f"{key} = {_quote(value)} is not finite")
+        raise fail(where, f"{key} = {quote(value)} is not finite")
     if abs(number) > LARGEST:
-        raise _fail(where, f"{key} = {number:g} is beyond {LARGEST:g}, the largest number that is read")
+        raise fail(where, f"{key} = {number:g} is beyond {LARGEST:g}, the largest number that is read")
     return number
 
 
-def _known(given: Any, allowed: tuple[str, ...], where: str, what: str) -> None:
+def check_known(given: Any, allowed: tuple[str, ...], where: str, what: str) -> None:
     for key in given:
         if key not in allowed:
             near = difflib.get_close_matches(str(key), allowed, 1)
             hint = f"; did you mean {near[0]!r}?" if near else f"; known are {', '.join(allowed)}"
-            raise _fail(where, f"unknown {what} {_quote(key)}{hint}")
+            raise fail(where, f"unknown {what} {quote(key)}{hint}")
 
 
-def _object(value: Any, where: str, what: str) -> dict:
+def check_object(value: Any, where: str, what: str) -> dict:
     if not isinstance(value, dict):
-        raise _fail(where, f"{what} must be a JSON object, not {_quote(value)}")
+        raise fail(where, f"{what} must be a JSON object, not {quote(value)}")
     return value
 
 
-def _rules(config: dict, where: str) -> Rules:
+def read_rules(config: dict, where: str) -> Rules:
     names = tuple(f.name for f in fields(Rules))
-    _known(config, names, where, "config key")
+    check_known(config, names, where, "config key")
     values: dict[str, Any] = {}
     for key, value in config.items():
         if key == "sizing":
             if value not in ("decision", "fill"):
-                raise _fail(where, f"sizing = {_quote(value)} must be 'decision' or 'fill'")
+                raise fail(where, f"sizing = {quote(value)} must be 'decision' or 'fill'")
             values[key] = value
         elif key == "intrabar":
             if not isinstance(value, bool):
-                raise _fail(where, f"intrabar = {_quote(value)} must be true or false")
+                raise fail(where, f"intrabar = {quote(value)} must be true or false")
             values[key] = value
-        elif key == "participation" and value is None:
+        elif key == "fill_lag":
+            if str(value) not in ("0", "1", "2"):
+                raise fail(where, f"fill_lag = {quote(value)} must be 0, 1 or 2")
+            values[key] = int(value)
+        elif key == "symbols":
+            values[key] = _symbol_costs(check_object(value, where, "symbols"), where)
+        elif key in ("participation", "max_net") and value is None:
             values[key] = None
         else:
-            values[key] = _number(value, where, key)
+            values[key] = read_number(value, where, key)
             _check_bounds(key, values[key], where)
     return Rules(**values)
+
+
+def _symbol_costs(symbols: dict, where: str) -> dict[str, dict[str, float | None]]:
+    """Costs in which single assets differ, checked as those of all."""
+    found = {}
+    for asset, own in symbols.items():
+        place = f"{where}, symbols, {asset}"
+        check_known(check_object(own, place, "costs"), tuple(TradeCosts.model_fields), place, "cost")
+        rules = read_rules(own, place)
+        found[asset] = {key: getattr(rules, key) for key in own}
+    return found
 
 
 _BOUNDS = {
@@ -122,38 +142,38 @@ def _check_bounds(key: str, value: float, where: str) -> None:
     limits = [(_BOUNDS[n], getattr(limit, n)) for limit in known for n in _BOUNDS if hasattr(limit, n)]
     if not all(holds(value, limit) for (_, holds), limit in limits):
         said = " and ".join(f"{text} {limit:g}" for (text, _), limit in limits)
-        raise _fail(where, f"{key} = {value:g} must be {said}")
+        raise fail(where, f"{key} = {value:g} must be {said}")
 
 
-def _read_bar(entry: Any, where: str, ended: bool) -> dict[str, float]:
+def read_bar(entry: Any, where: str, ended: bool) -> dict[str, float]:
     """One asset's bar. Missing prices are NaN; after its delisting an asset may be left out."""
     if entry is None:
         entry = {}
-    _object(entry, where, "a bar")
-    _known(entry, BAR_KEYS, where, "key")
+    check_object(entry, where, "a bar")
+    check_known(entry, BAR_KEYS, where, "key")
     given = {key: value for key, value in entry.items() if value is not None and key != "halted"}
-    bar = {key: _number(value, where, key) for key, value in given.items()}
+    bar = {key: read_number(value, where, key) for key, value in given.items()}
     halted = entry.get("halted") or False
     if not isinstance(halted, bool):
-        raise _fail(where, f"halted = {_quote(halted)} must be true or false")
+        raise fail(where, f"halted = {quote(halted)} must be true or false")
     bar["halted"] = float(halted)
     prices = [key for key in PRICES if key in bar]
     if prices and len(prices) < 4:
         lacking = next(key for key in PRICES if key not in bar)
-        raise _fail(where, f"{lacking} is null while {prices[0]} is given; a missing bar has four nulls")
+        raise fail(where, f"{lacking} is missing while {prices[0]} is given; a missing bar lacks all four")
     for key in prices:
         if bar[key] <= 0:
-            raise _fail(where, f"{key} = {bar[key]:g} must be above 0")
+            raise fail(where, f"{key} = {bar[key]:g} must be above 0")
         if bar[key] < LEAST_PRICE:
-            raise _fail(where, f"{key} = {bar[key]:g} is below {LEAST_PRICE:g}, the least price that is read")
+            raise fail(where, f"{key} = {bar[key]:g} is below {LEAST_PRICE:g}, the least price that is read")
     _check_order(bar, prices, where)
     if prices and "volume" not in bar and not ended:
-        raise _fail(where, "volume is missing; give 0 where nothing traded")
+        raise fail(where, "volume is missing; give 0 where nothing traded")
     if bar.get("split", 1.0) <= 0:
-        raise _fail(where, f"split = {bar['split']:g} must be above 0")
+        raise fail(where, f"split = {bar['split']:g} must be above 0")
     for key in ("volume", "sigma", "dividend", "delist"):
         if bar.get(key, 0.0) < 0:
-            raise _fail(where, f"{key} = {bar[key]:g} must not be negative")
+            raise fail(where, f"{key} = {bar[key]:g} must not be negative")
     return bar
 
 
@@ -161,32 +181,29 @@ def _check_order(bar: dict[str, float], prices: list[str], where: str) -> None:
     for upper in ("high", "open", "close"):
         for lower in ("low",) if upper != "high" else ("low", "open", "close"):
             if prices and bar[upper] < bar[lower] * (1 - ORDER_SLACK):
-                raise _fail(where, f"{upper} = {bar[upper]:.12g} is below {lower} = {bar[lower]:.12g}")
-
-
-_DEFAULTS = {"volume": 0.0, "split": 1.0, "dividend": 0.0, "halted": 0.0}
+                raise fail(where, f"{upper} = {bar[upper]:.12g} is below {lower} = {bar[lower]:.12g}")
 
 
 def _bars(name: str, bars: list, assets: list[str]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     ts_B = np.zeros(len(bars), dtype=np.int64)
-    columns = {key: np.full((len(bars), len(assets)), _DEFAULTS.get(key, np.nan)) for key in BAR_KEYS}
+    columns = {key: np.full((len(bars), len(assets)), BAR_DEFAULTS.get(key, np.nan)) for key in BAR_KEYS}
     ended = [False] * len(assets)
     for b, bar in enumerate(bars):
         where = f"{name}, bar {b}"
-        _object(bar, where, "a bar")
-        _known(bar, ("ts", *assets), where, "asset")
-        ts = _number(bar.get("ts"), where, "ts")
+        check_object(bar, where, "a bar")
+        check_known(bar, ("ts", *assets), where, "asset")
+        ts = read_number(bar.get("ts"), where, "ts")
         if ts != int(ts):
-            raise _fail(where, f"ts = {ts!r} must be whole unix seconds")
+            raise fail(where, f"ts = {ts!r} must be whole unix seconds")
         if abs(ts) > LAST_TS:
-            raise _fail(where, f"ts = {ts:g} must be unix seconds; this is after the year 5000")
+            raise fail(where, f"ts = {ts:g} must be unix seconds; this is after the year 5000")
         ts_B[b] = int(ts)
         if b and ts_B[b] <= ts_B[b - 1]:
-            raise _fail(where, f"ts = {ts_B[b]} is not after the previous bar's {ts_B[b - 1]}")
+            raise fail(where, f"ts = {ts_B[b]} is not after the previous bar's {ts_B[b - 1]}")
         for a, asset in enumerate(assets):
             if asset not in bar and not ended[a]:
-                raise _fail(where, f"asset {asset!r} is missing; give nulls where it has no bar")
-            for key, value in _read_bar(bar.get(asset), f"{where}, asset {asset}", ended[a]).items():
+                raise fail(where, f"asset {asset!r} is missing; give nulls where it has no bar")
+            for key, value in read_bar(bar.get(asset), f"{where}, asset {asset}", ended[a]).items():
                 columns[key][b, a] = value
             ended[a] = ended[a] or not math.isnan(columns["delist"][b, a])
     return ts_B, columns
@@ -196,14 +213,14 @@ def _actions(name: str, actions: list, assets: list[str], delist_BA: np.ndarray)
     weight_TA = np.zeros((len(actions), len(assets)))
     for t, action in enumerate(actions):
         where = f"{name}, action {t}"
-        _object(action, where, "an action")
-        _known(action, tuple(assets), where, "asset")
+        check_object(action, where, "an action")
+        check_known(action, tuple(assets), where, "asset")
         for a, asset in enumerate(assets):
             if np.isfinite(delist_BA[: t + 1, a]).any() and action.get(asset) is None:
                 continue  # no order is possible any more
             if asset not in action:
-                raise _fail(where, f"asset {asset!r} has no weight; 0 is flat")
-            weight_TA[t, a] = _number(action[asset], f"{where}, asset {asset}", "weight")
+                raise fail(where, f"asset {asset!r} has no weight; 0 is flat")
+            weight_TA[t, a] = read_number(action[asset], f"{where}, asset {asset}", "weight")
     return weight_TA
 
 
@@ -211,23 +228,24 @@ def read_case(case: Any) -> Case:
     """Check a case. HpcrlError names the first thing that is wrong."""
     if not isinstance(case, dict):
         raise HpcrlError(f"a case must be a JSON object, not {type(case).__name__}")
-    name = _quote(case.get("name", "(unnamed)"))
+    name = f"case {quote(case.get('name', '(unnamed)'))}"
     for key in ("assets", "bars", "actions"):
         if not isinstance(case.get(key), list):
-            raise _fail(name, f"{key} must be a list")
+            raise fail(name, f"{key} must be a list")
     assets, bars, actions = case["assets"], case["bars"], case["actions"]
     if not assets or not all(isinstance(a, str) and a != "ts" for a in assets):
-        raise _fail(name, f"assets = {_quote(assets)} must be names")
+        raise fail(name, f"assets = {quote(assets)} must be names")
     if len(set(assets)) != len(assets):
-        raise _fail(name, f"assets = {_quote(assets)} names one twice")
+        raise fail(name, f"assets = {quote(assets)} names one twice")
     if not bars:
-        raise _fail(name, "there is no bar")
+        raise fail(name, "there is no bar")
     if len(actions) != len(bars) - 1:
-        raise _fail(
+        raise fail(
             name,
             f"{len(actions)} actions for {len(bars)} bars; every bar but the last needs one: {len(bars) - 1}",
         )
-    rules = _rules(_object(case.get("config", {}), name, "config"), name)
+    rules = read_rules(check_object(case.get("config", {}), name, "config"), name)
+    check_known(rules.symbols, tuple(assets), name, "asset in symbols")
     ts_B, columns = _bars(name, bars, assets)
     return Case(
         name=name,

@@ -11,14 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 
 from hpcrl.env.account import Account, Outcome, advance, open_accounts
 from hpcrl.env.bars import Bar, PackedBars, pack
 from hpcrl.evaluate.case import Case, read_case
+from hpcrl.evaluate.case_tables import case_of_tables, ledger_csv
 from hpcrl.market.sigma import known_sigma
-from hpcrl.storage.atomic import check_output, read_json, write_json
+from hpcrl.storage.atomic import check_output, read_json, write_json, write_text
 from hpcrl.types import HpcrlError
 
 LEVERAGE_SLACK = 1e-12
@@ -29,7 +31,11 @@ def replay_case(case: dict) -> dict:
 
     Returns ``{"rows": [...]}`` of plain Python numbers. HpcrlError if the case is not well formed.
     """
-    parsed = read_case(case)
+    return replay(read_case(case))
+
+
+def replay(parsed: Case) -> dict:
+    """The ledger of a checked case."""
     sigma_BA = case_sigma(parsed)
     packed = pack_case(parsed, sigma_BA)
     account = open_accounts(1, len(parsed.assets), parsed.rules, torch.device("cpu"))
@@ -54,14 +60,51 @@ def _check_finite(case: Case, row: dict[str, Any]) -> None:
         numbers |= {f"{key} of {fill['asset']}": fill[key] for key in ("qty", "price", "commission")}
     for key, value in numbers.items():
         if not math.isfinite(value):
-            where = f"case {case.name}, bar {row['bar']}"
-            raise HpcrlError(f"{where}: {key} becomes {value}; the case's numbers are too large or too small")
+            where = f"{case.name}, bar {row['bar']}"
+            raise HpcrlError(f"{where}: {key} becomes {value}; its numbers are too large or too small")
 
 
-def replay_file(case: Path, out: Path) -> None:
-    """``hpcrl replay``: read a case, write its ledger whole or not at all."""
-    check_output(out, [case])
-    write_json(out, replay_case(read_json(case)))
+def replay_tables(
+    bars: pd.DataFrame | str | Path, weights: pd.DataFrame | str | Path, costs: dict | str | Path
+) -> dict:
+    """The ledger of a table of weights over a table of bars (see ``case_tables``), as ``replay_case``'s."""
+    return replay(case_of_tables(bars, weights, costs))
+
+
+def replay_files(
+    out: Path,
+    case: Path | None = None,
+    bars: Path | None = None,
+    weights: Path | None = None,
+    costs: Path | None = None,
+) -> None:
+    """``hpcrl replay``: read a case, or the three tables, and write the ledger whole or not at all.
+
+    The ledger's form follows ``out``: .csv or .json; by another name it is JSON for a case, CSV for tables.
+    """
+    tables = {"--bars": bars, "--weights": weights, "--costs": costs}
+    missing = [name for name, path in tables.items() if path is None]
+    if case and len(missing) < 3:
+        given = next(name for name in tables if name not in missing)
+        raise HpcrlError(
+            f"--case and {given} exclude each other: a case holds bars, weights and costs itself"
+        )
+    if case:
+        check_output(out, [case])
+        parsed = read_case(read_json(case))
+    elif bars and weights and costs:
+        check_output(out, [bars, weights, costs])
+        parsed = case_of_tables(bars, weights, costs)
+    elif len(missing) == 3:
+        raise HpcrlError("nothing to replay: give --case, or --bars, --weights and --costs")
+    else:
+        raise HpcrlError(f"--bars, --weights and --costs belong together: {' and '.join(missing)} is missing")
+    ledger = replay(parsed)
+    suffix = out.suffix.lower()
+    if suffix == ".csv" or (suffix != ".json" and not case):
+        write_text(out, ledger_csv(ledger, parsed))
+    else:
+        write_json(out, ledger)
 
 
 def bar_rows(packed: PackedBars, b: int) -> Tensor:
@@ -78,6 +121,7 @@ def pack_case(case: Case, sigma_BA: np.ndarray) -> PackedBars:
     price = {f"{k}_BS": torch.from_numpy(np.where(present_BA, v, mark_BA)) for k, v in case.price.items()}
     return pack(
         case.rules,
+        case.assets,
         ts_B=torch.from_numpy(case.ts_B),
         **price,
         volume_BS=torch.from_numpy(np.where(present_BA & ~case.halted_BA, case.volume_BA, 0.0)),
@@ -151,9 +195,9 @@ def _fills(case: Case, outcome: Outcome, bar: Bar) -> list[dict[str, Any]]:
     for a in _processing_order(outcome):
         quantity = outcome.fill_NA[0, a].item()
         if quantity:
-            # open x (1 + side x cost share); the cost share is spread and impact over |fill| x open
+            # price x (1 + side x cost share); the cost share is spread and impact over |fill| x price
             cost = (outcome.spread_NA[0, a] + outcome.impact_NA[0, a]).item()
-            price = bar.open[0, a].item() + cost / quantity
+            price = outcome.price_NA[0, a].item() + cost / quantity
             commission = outcome.commission_NA[0, a].item()
             fills.append({"asset": case.assets[a], "qty": quantity, "price": price, "commission": commission})
     return fills

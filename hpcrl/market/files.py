@@ -42,6 +42,15 @@ def read_files(path: str | Path, features: tuple[str, ...] = ()) -> tuple[pd.Dat
     return pd.concat(frames, ignore_index=True), [str(file) for file in files]
 
 
+def read_table(path: str | Path) -> pd.DataFrame:
+    """One CSV or Parquet file as it stands, with ``_line``; the cells of a CSV are text, empty ones NaN."""
+    path = Path(path)
+    if path.is_dir():
+        raise HpcrlError(f"{path}: is a folder; name one CSV or Parquet file")
+    [file] = list_files(path)
+    return _read_csv(file, all_text=True) if file.suffix.lower() == ".csv" else _read_parquet(file)
+
+
 def pick_columns(frame: pd.DataFrame, features: tuple[str, ...], name: str) -> pd.DataFrame:
     """The columns that are used, in a fixed order. HpcrlError lists those found and those needed."""
     found = [str(column) for column in frame.columns if not str(column).startswith("_")]
@@ -87,9 +96,9 @@ def list_files(path: Path) -> list[Path]:
     return [path]
 
 
-def _read_csv(file: Path) -> pd.DataFrame:
+def _read_csv(file: Path, all_text: bool = False) -> pd.DataFrame:
     _check_header(file)
-    text = {"timestamp": str, "symbol": str}
+    text: Any = str if all_text else {"timestamp": str, "symbol": str}
     try:
         with warnings.catch_warnings():
             # pandas only warns when rows have more fields than the header, and then drops the rest.

@@ -9,7 +9,7 @@ import pytest
 from ledger_compare import assert_same
 
 from hpcrl.evaluate.case import read_case
-from hpcrl.evaluate.replay import case_sigma, replay_case, replay_file
+from hpcrl.evaluate.replay import case_sigma, replay_case, replay_files
 from hpcrl.types import HpcrlError
 
 GOLDEN = sorted((Path(__file__).parent.parent / "golden").glob("[0-9]*.json"))
@@ -201,7 +201,7 @@ MALFORMED = {
     "NaN price": (lambda c: c["bars"][1]["X"].update(close=float("nan")), "bar 1, asset X: close = nan"),
     "infinite volume": (lambda c: c["bars"][1]["X"].update(volume="inf"), "volume = 'inf' is not finite"),
     "zero price": (lambda c: c["bars"][1]["X"].update(low=0), "low = 0 must be above 0"),
-    "half a bar": (lambda c: c["bars"][1]["X"].update(high=None), "high is null while open is given"),
+    "half a bar": (lambda c: c["bars"][1]["X"].update(high=None), "high is missing while open is given"),
     "high below low": (lambda c: c["bars"][1]["X"].update(high=90), "high = 90 is below low"),
     "no volume": (lambda c: c["bars"][1]["X"].pop("volume"), "volume is missing"),
     "split of 0": (lambda c: c["bars"][1]["X"].update(split=0), "split = 0 must be above 0"),
@@ -260,7 +260,7 @@ def test_a_ledger_is_not_written_over_its_case(tmp_path):
     (tmp_path / "link.json").symlink_to(path)
     for out in (path, tmp_path / "link.json"):
         with pytest.raises(HpcrlError, match="one of the inputs"):
-            replay_file(path, out)
+            replay_files(out, path)
     with pytest.raises(HpcrlError, match="a folder"):
-        replay_file(path, tmp_path)
+        replay_files(tmp_path, path)
     assert path.read_bytes() == before and sorted(tmp_path.iterdir()) == [path, tmp_path / "link.json"]
