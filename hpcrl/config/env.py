@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Callable
+from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, model_serializer, model_validator
 
 from hpcrl.config.base import Mistake, Section
 
 
-class CostConfig(Section):
-    """Defaults for US large caps (assumptions, not measurements)."""
+class TradeCosts(Section):
+    """What may differ by symbol."""
 
     half_spread: float = Field(1e-4, ge=0, lt=0.5)
     """Fraction of the price paid on each side (1e-4 = 1 bp)."""
@@ -26,12 +27,28 @@ class CostConfig(Section):
     """Least commission of a fill, in currency."""
     bps: float = Field(0.0, ge=0)
     """Commission in basis points of the traded value."""
+    borrow_rate: float = Field(0.003, ge=0, le=10)
+    """Yearly fee on the market value of shorts."""
+
+
+class SymbolCosts(TradeCosts):
+    """The costs in which one symbol differs; what is not named is that of ``costs``."""
+
+    @model_serializer(mode="wrap")
+    def _only_named(self, dump: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
+        # A default written out would override the costs of all symbols when it is read again.
+        return {name: value for name, value in dump(self).items() if name in self.model_fields_set}
+
+
+class CostConfig(TradeCosts):
+    """Defaults for US large caps (assumptions, not measurements)."""
+
     credit_rate: float = Field(0.0, ge=-1, le=1)
     """Yearly interest on free cash (ACT/365)."""
     debit_rate: float = Field(0.0, ge=0, le=1)
     """Yearly interest on borrowed cash."""
-    borrow_rate: float = Field(0.003, ge=0, le=10)
-    """Yearly fee on the market value of shorts."""
+    symbols: dict[str, SymbolCosts] = Field(default_factory=dict)
+    """Symbols with costs of their own: {MSFT: {half_spread: 5e-5}}."""
 
 
 class RewardConfig(Section):
@@ -53,12 +70,17 @@ class EnvConfig(Section):
     episode_rollouts: int = Field(1, ge=1, le=1_000_000)
     """Length of a training episode in rollouts."""
     initial_cash: float = Field(100_000.0, gt=0)
+    fill_lag: Literal[0, 1, 2] = 1
+    """Orders decided at the close of bar t fill at the open of bar t+1 (or t+2); 0: at that same close, which
+    nobody can do (research only, marked wherever results are shown)."""
     sizing: Literal["decision", "fill"] = "decision"
     """Which equity and price size an order: at the decision's close, or at the fill's open."""
     lot: float = Field(1.0, ge=0)
     """Target quantities are rounded toward zero to this lot (1: whole shares); 0: fractional."""
     max_leverage: float = Field(1.0, gt=0)
     """Target weights are scaled so that sum |w| stays at or below it."""
+    max_net: float | None = Field(None, gt=0)
+    """Then all are scaled so that |sum of w| stays at or below this; null: no limit."""
     maintenance: float = Field(0.0, ge=0, lt=1)
     """Equity below this share of gross exposure: margin call."""
     intrabar: bool = True

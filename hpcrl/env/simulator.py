@@ -1,8 +1,9 @@
 """N environments x A assets on the market's device: episodes, account, reward, token.
 
 At the close of bar t the agent sees bars <= t (``observe``) and sets target weights; ``step`` fills them
-at the open of bar t+1 and marks at its close. All environments start together (``begin_episodes``) and
-end together when the caller stops; only a bankrupt one starts anew in between, flat and without history.
+at the open of bar t+1 (or where ``fill_lag`` says) and marks at its close. All environments start together
+(``begin_episodes``) and end together when the caller stops; only a bankrupt one starts anew in between, flat
+and without history.
 With ``renew=False`` nobody starts anew unasked: the caller sees the ruined account and calls ``begin_some``.
 
 ``step`` and ``observe`` never wait for the device and have static shapes, and the state lives in tensors
@@ -14,6 +15,7 @@ seed and global id give the same episodes whatever N is.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields
 from typing import NamedTuple
 
@@ -64,9 +66,11 @@ class _State:
     reward_N1: Tensor  # previous shaped reward
     row_NA: Tensor  # int64: symbol x B + bar
     episode_N: Tensor  # int64: number of the next episode to draw
+    pending_NA: Tensor | None  # order that waits, NaN where none; None unless fill_lag is 2
 
     def named(self) -> dict[str, Tensor]:
-        return {f.name: getattr(self, f.name) for f in fields(self)}
+        every = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {name: tensor for name, tensor in every.items() if tensor is not None}
 
 
 class Simulator:
@@ -124,6 +128,7 @@ class Simulator:
             reward_N1=torch.zeros_like(account.cash_N1),
             row_NA=torch.zeros((n, a), dtype=torch.int64, device=self.device),
             episode_N=torch.zeros(n, dtype=torch.int64, device=self.device),
+            pending_NA=account.pending_NA,
         )
 
     @property
@@ -220,6 +225,8 @@ class Simulator:
         state.drawdown_N1.masked_fill_(mask_N1, 0.0)
         state.reward_N1.masked_fill_(mask_N1, 0.0)
         state.called_N1.masked_fill_(mask_N1, False)
+        if state.pending_NA is not None:
+            state.pending_NA.masked_fill_(mask_N1, math.nan)
         torch.where(mask_N1, row_NA, state.row_NA, out=state.row_NA)
         state.episode_N.add_(mask_N1[:, 0])
 
@@ -264,7 +271,7 @@ class Simulator:
         weight_NA = weight_NA.to(torch.float64)
         state.row_NA.add_(1)
         bar = self._packed.at(state.row_NA)
-        before = Account(state.cash_N1, state.quantity_NA, state.equity_N1, state.called_N1)
+        before = Account(state.cash_N1, state.quantity_NA, state.equity_N1, state.called_N1, state.pending_NA)
         outcome = advance(before, weight_NA, bar, self.rules)
         step, shaped_N1 = self._report(outcome)
         self._keep(outcome, bar, weight_NA, shaped_N1)
@@ -304,13 +311,16 @@ class Simulator:
         # held / quantity in [0, 1], and 0 (not NaN) when flat
         kept_NA = (held * quantity / (quantity * quantity + 1e-300)).clamp_(0.0, 1.0)
         entry_NA = state.entry_NA if bar.corporate is None else state.entry_NA / bar.corporate.split
-        torch.lerp(bar.open, entry_NA, kept_NA, out=state.entry_NA)
+        filled_NA = bar.last if self.rules.fill_lag == 0 else bar.open  # counted as after the bar's split
+        torch.lerp(filled_NA, entry_NA, kept_NA, out=state.entry_NA)
         torch.mul(state.age_NA + 1.0, kept_NA.sign(), out=state.age_NA)
         state.cash_N1.copy_(after.cash_N1)
         state.quantity_NA.copy_(quantity)
         state.equity_N1.copy_(after.equity_N1)
         if self.rules.maintenance:
             state.called_N1.copy_(after.called_N1)
+        if state.pending_NA is not None and after.pending_NA is not None:
+            state.pending_NA.copy_(after.pending_NA)
         state.value_NA.copy_(outcome.value_NA)
         state.target_NA.copy_(target_NA)
         state.reward_N1.copy_(shaped_N1)

@@ -16,14 +16,14 @@ import torch
 from torch import Tensor
 
 from hpcrl.env.account import Account, Outcome, advance, open_accounts
-from hpcrl.env.bars import Bar, PackedBars, pack
+from hpcrl.env.bars import PackedBars, pack
 from hpcrl.evaluate.case import Case, read_case
 from hpcrl.evaluate.case_tables import case_of_tables, ledger_csv
 from hpcrl.market.sigma import known_sigma
 from hpcrl.storage.atomic import check_output, read_json, write_json, write_text
 from hpcrl.types import HpcrlError
 
-LEVERAGE_SLACK = 1e-12
+SCALE_SLACK = 1e-12
 
 
 def replay_case(case: dict) -> dict:
@@ -44,7 +44,7 @@ def replay(parsed: Case) -> dict:
         bar = packed.at(bar_rows(packed, b))
         weight_NA = torch.from_numpy(parsed.weight_TA[b - 1 : b])
         outcome = advance(account, weight_NA, bar, parsed.rules)
-        rows.append(_row(parsed, b, account, outcome, bar, sigma_BA[b - 1]))
+        rows.append(_row(parsed, b, account, outcome, sigma_BA[b - 1]))
         _check_finite(parsed, rows[-1])
         account = outcome.account
         if bool(outcome.bankrupt_N1):
@@ -161,7 +161,6 @@ def _row(
     b: int,
     before: Account,
     outcome: Outcome,
-    bar: Bar,
     sigma_A: np.ndarray,
 ) -> dict[str, Any]:
     after = outcome.account
@@ -177,7 +176,7 @@ def _row(
         "impact_cost": outcome.impact_NA.sum().item(),
         "financing": outcome.financing_N1.item(),
         "dividends": outcome.dividend_N1.item(),
-        "fills": _fills(case, outcome, bar),
+        "fills": _fills(case, outcome),
         "flags": _flags(case, b, before, outcome, sigma_A),
         "reward": outcome.log_return_N1.item(),
     }
@@ -190,7 +189,7 @@ def _processing_order(outcome: Outcome) -> list[int]:
     return sells + [a for a, order in enumerate(order_A) if order > 0]
 
 
-def _fills(case: Case, outcome: Outcome, bar: Bar) -> list[dict[str, Any]]:
+def _fills(case: Case, outcome: Outcome) -> list[dict[str, Any]]:
     fills = []
     for a in _processing_order(outcome):
         quantity = outcome.fill_NA[0, a].item()
@@ -203,27 +202,41 @@ def _fills(case: Case, outcome: Outcome, bar: Bar) -> list[dict[str, Any]]:
     return fills
 
 
-def _flags(case: Case, b: int, before: Account, outcome: Outcome, sigma_A: np.ndarray) -> list[str]:
-    """Flags in the order of the step."""
-    called, gap = bool(before.called_N1), not bool(outcome.solvent_N1)
-    flags = ["margin_call_liquidation"] if called else []
-    for a, asset in enumerate(case.assets):
-        flags += [f"split:{asset}"] if case.split_BA[b, a] != 1 else []
-        flags += [f"dividend:{asset}"] if case.dividend_BA[b, a] != 0 else []
-    flags += [f"delisted:{a}" for a, price in zip(case.assets, case.delist_BA[b], strict=True) if price >= 0]
-    if gap:
-        return [*flags, "bankrupt_gap"]
-    # Every given weight counts, that of a delisted asset too: what it asks for is scaled, then not traded.
-    scaled = np.abs(case.weight_TA[b - 1]).sum() > case.rules.max_leverage * (1 + LEVERAGE_SLACK)
-    flags += ["leverage_scaled"] if scaled and not called else []
+def _order_flags(case: Case, b: int, called: bool, outcome: Outcome, sigma_A: np.ndarray) -> list[str]:
+    """What the limits and the market did to the orders that fill in this step."""
+    rules, flags = case.rules, []
+    decided = b - max(rules.fill_lag, 1)
+    if decided >= 0 and not called:
+        # Every given weight counts, a delisted asset's too: what it asks for is scaled, then not traded.
+        weight_A = case.weight_TA[decided]
+        scale = min(1.0, rules.max_leverage / max(np.abs(weight_A).sum(), rules.max_leverage))
+        flags += ["leverage_scaled"] if scale < 1 - SCALE_SLACK else []
+        net = abs(weight_A.sum()) * scale
+        flags += ["net_scaled"] if rules.max_net and net > rules.max_net * (1 + SCALE_SLACK) else []
     for a in _processing_order(outcome):
         order, fill = abs(outcome.order_NA[0, a].item()), abs(outcome.fill_NA[0, a].item())
         if not fill:
             flags.append(f"no_fill:{case.assets[a]}")
         elif fill < order:
             flags.append(f"partial:{case.assets[a]}")
-        if fill and case.rules.impact_coef and np.isnan(sigma_A[a]):
+        if fill and rules.of(case.assets[a]).impact_coef and np.isnan(sigma_A[a]):
             flags.append(f"no_sigma:{case.assets[a]}")
+    return flags
+
+
+def _flags(case: Case, b: int, before: Account, outcome: Outcome, sigma_A: np.ndarray) -> list[str]:
+    """Flags in the order of the step."""
+    called, gap = bool(before.called_N1), not bool(outcome.solvent_N1)
+    flags = ["margin_call_liquidation"] if called else []
+    orders = _order_flags(case, b, called, outcome, sigma_A)
+    flags += orders if case.rules.fill_lag == 0 else []
+    for a, asset in enumerate(case.assets):
+        flags += [f"split:{asset}"] if case.split_BA[b, a] != 1 else []
+        flags += [f"dividend:{asset}"] if case.dividend_BA[b, a] != 0 else []
+    flags += [f"delisted:{a}" for a, price in zip(case.assets, case.delist_BA[b], strict=True) if price >= 0]
+    if gap:
+        return [*flags, "bankrupt_gap"]
+    flags += orders if case.rules.fill_lag else []
     if outcome.intrabar_N1 is not None and bool(outcome.intrabar_N1):
         flags.append("bankrupt_intrabar")
     elif bool(outcome.bankrupt_N1):

@@ -53,10 +53,10 @@ class Market:
     def n_bars(self) -> int:
         return len(self.ts_B)
 
-    def split_range(self, name: Split) -> tuple[int, int]:
+    def split_range(self, name: Split, fill_lag: int = 1) -> tuple[int, int]:
         """Half-open rows of a split of the tradable rows (first burn-in that ends .. end), purged."""
         lo = int(self.first_bar_S.min())
-        parts = cut(lo, self.n_bars, self.train_fraction, self.validation_fraction)
+        parts = cut(lo, self.n_bars, self.train_fraction, self.validation_fraction, fill_lag)
         if name not in parts:
             raise HpcrlError(f"split {name!r} is not known; use one of {', '.join(parts)}")
         return parts[name]
@@ -107,7 +107,8 @@ class Market:
             "last_bar_S",
         )
         arrays |= {name: getattr(self, name) for name in same}
-        return MarketTensors(**{name: torch.tensor(array, device=device) for name, array in arrays.items()})
+        tensors = {name: torch.tensor(array, device=device) for name, array in arrays.items()}
+        return MarketTensors(**tensors, symbols=self.symbols)
 
     def _last_present(self) -> np.ndarray:
         """Row of the last present bar at or before each bar [B, S], -1 before the first."""

@@ -5,19 +5,26 @@ from __future__ import annotations
 from typing import Literal
 
 Split = Literal["train", "validation", "test"]
-PURGED_BARS = 2
-"""fill_lag + 1: the last decision of a split fills and is rewarded before the next split begins."""
+LEAST_PURGED = 2
 
 
-def cut(lo: int, hi: int, train_fraction: float, validation_fraction: float) -> dict[Split, tuple[int, int]]:
+def purged_bars(fill_lag: int) -> int:
+    """fill_lag + 1: the last decision of a split fills and is rewarded before the next split begins."""
+    return max(LEAST_PURGED, fill_lag + 1)
+
+
+def cut(
+    lo: int, hi: int, train_fraction: float, validation_fraction: float, fill_lag: int = 1
+) -> dict[Split, tuple[int, int]]:
     """Rows [lo, hi) in three parts; the purged bars are taken from the start of the later part."""
+    purged = purged_bars(fill_lag)
     total = hi - lo
     # 0.7 x 350 is 244.99999999999997: round the product's last bits away before cutting.
     train_end = lo + int(total * train_fraction + 1e-9)
     validation_end = lo + int(total * (train_fraction + validation_fraction) + 1e-9)
-    validation_start = min(train_end + PURGED_BARS, validation_end)
+    validation_start = min(train_end + purged, validation_end)
     # Without a validation split the test must still keep its distance from the training rows.
-    test_start = min(max(validation_end, train_end) + PURGED_BARS, hi)
+    test_start = min(max(validation_end, train_end) + purged, hi)
     return {
         "train": (lo, train_end),
         "validation": (validation_start, max(validation_end, validation_start)),

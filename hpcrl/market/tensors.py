@@ -35,6 +35,7 @@ class MarketTensors:
     session_time_B: Tensor  # float32
     first_bar_S: Tensor  # int64
     last_bar_S: Tensor  # int64
+    symbols: tuple[str, ...] = ()  # names; empty where nothing asks for them
 
     @property
     def device(self) -> torch.device:

@@ -70,11 +70,11 @@ def test_golden_account_is_bit_equal_inside_a_batch_of_64(path):
         for single, field in zip(one, many, strict=True):
             if isinstance(field, torch.Tensor):
                 assert torch.equal(field[copy_N], single.expand_as(field)[copy_N])
-        for single, field in zip(alone, batch, strict=True):
+        for single, field in zip(alone[:4], batch[:4], strict=True):
             assert torch.equal(field[copy_N], single.expand_as(field)[copy_N])
         if bool(one.bankrupt_N1):
             break
-        revived = Account(*(x.clone() for x in batch))
+        revived = Account(*(x.clone() for x in batch[:4]))
         revived.equity_N1[many.bankrupt_N1] = rules.initial_cash
         revived.cash_N1[many.bankrupt_N1] = rules.initial_cash
         batch = revived
