@@ -134,7 +134,7 @@ def stage_synthetic(
 @stage_app.command("planted")
 def stage_planted(
     out: Out,
-    task: Annotated[str, typer.Option(help="L0, L1, L2, L3, L4, L4b, L5 or control.")],
+    task: Annotated[str, typer.Option(help="L0, L1, L2, L3, L4, L4b, L5, L5b or control.")],
     bars: Annotated[int, typer.Option(min=1, help="Tradable bars per path; burn-in comes on top.")] = 1000,
     paths: Annotated[int, typer.Option(min=1, help="Separate paths, one symbol each.")] = 1,
     seed: Annotated[int, typer.Option(min=0)] = 0,
@@ -267,6 +267,25 @@ def bench_env(
         from rich.console import Console
 
         Console().print(render(result))
+
+
+@bench_app.command("learn")
+def bench_learn(
+    task: Annotated[str, typer.Option(help="L3, or L1,L2, or all: planted markets.")] = "all",
+    seeds: Annotated[int, typer.Option(min=1, help="Seeds 0, 1, ... of every task.")] = 3,
+    config: Annotated[Path, typer.Option("--config", help="The one configuration of all tasks.")] = Path(
+        "yaml/learn.yaml"
+    ),
+    sets: Sets = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Runs at a time, one thread each.")] = 1,
+    report: Annotated[Path | None, typer.Option("--report", help="Markdown page to write.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Train on markets whose best policy is known: the share of it that the agent reaches on fresh bars."""
+    from hpcrl.bench.learn_report import measure
+
+    met = measure(task, seeds, config, tuple(sets or ()), jobs=jobs, report=report, as_json=as_json)
+    sys.exit(0 if met else 1)
 
 
 def _names(text: str) -> tuple[str, ...]:

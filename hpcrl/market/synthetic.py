@@ -1,4 +1,4 @@
-"""Made-up bars: a random walk that looks like a market, and a planted market whose best policy is known."""
+"""Made-up bars: a random walk that looks like a market."""
 
 from __future__ import annotations
 
@@ -52,46 +52,5 @@ def random_walk(
             "low": np.minimum(open_, close) * np.exp(-wick[1]),
             "close": close,
             "volume": volume,
-        }
-    )
-
-
-def planted_cue(
-    n_bars: int,
-    k: int,
-    seed: int,
-    *,
-    symbol: str = "CUE",
-    bar_seconds: int = 300,
-    signal: float = 5e-4,
-    noise: float = 5e-4,
-    volume: float = 1e9,
-) -> pd.DataFrame:
-    """Bars whose next return is known to whoever remembers the cue of ``k`` bars ago.
-
-    Column ``cue`` is u_t in {-1, +1}, seen at bar t only. open_{t+1} = close_t and
-    ln(close_{t+1} / close_t) = signal u_{t-k} + noise e_{t+1}, e standard normal; so the best policy at the
-    close of bar t holds sign(u_{t-k}), worth ``signal`` a bar. Calendar ``24/7``. Cues before the first bar
-    exist, but nobody sees them.
-    """
-    if n_bars < 1 or k < 0:
-        raise HpcrlError(f"planted_cue: n_bars is {n_bars} and k is {k}; needed: n_bars >= 1, k >= 0")
-    grid = forward_grid(ALWAYS, bar_seconds, START, n_bars)
-    rng = np.random.default_rng([seed, k])
-    # before_and_now[i] is u_{i-k-1}: bar t's return needs u_{t-1-k}.
-    before_and_now = 2.0 * rng.integers(0, 2, n_bars + k + 1) - 1.0
-    log_return = signal * before_and_now[:n_bars] + noise * rng.standard_normal(n_bars)
-    close = 100.0 * np.exp(np.cumsum(log_return))
-    open_ = np.r_[100.0, close[:-1]]
-    return pd.DataFrame(
-        {
-            "timestamp": pd.DatetimeIndex(grid.ts_G, tz="UTC"),
-            "symbol": symbol,
-            "open": open_,
-            "high": np.maximum(open_, close),
-            "low": np.minimum(open_, close),
-            "close": close,
-            "volume": volume,
-            "cue": before_and_now[k + 1 :],
         }
     )

@@ -63,6 +63,17 @@ def test_the_sign_rule_gets_the_stated_share_of_l2():
     assert abs(mean / TASKS["L2"].oracle_reward - 0.947) < 3 * error / TASKS["L2"].oracle_reward
 
 
+@pytest.mark.parametrize("name", ["L5", "L5b"])
+def test_a_cue_pays_after_exactly_its_delay(name):
+    process = TASKS[name].process
+    cue_PB, return_PB = draw_paths(name, 15_000, 4, seed=2)
+    assert set(np.unique(cue_PB)) == {-1.0, 1.0} and abs(cue_PB.mean()) < 0.03
+    for lag in (0, 1, process.delay - 1, process.delay, process.delay + 1):
+        paid = (cue_PB[:, : 15_000 - lag - 1] * return_PB[:, lag + 1 :]).mean()
+        due = process.size if lag == process.delay else 0.0
+        assert abs(paid - due) < 5 * 7.1e-4 / np.sqrt(cue_PB.size)
+
+
 def banded(state_PB, width, flat_inside=False):
     """Sign of the state outside +-width; inside, the position held before, or flat."""
     wish_PB = np.sign(state_PB) * (np.abs(state_PB) > width)
