@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.table import Table
 
 from hpcrl.bench import learn
+from hpcrl.bench.machine import machine
 from hpcrl.storage.atomic import check_output, write_text
-from hpcrl.storage.revision import git_commit
 
 COLUMNS = ("task", "seeds", "env steps", "share", "must", "goal", "reward a bar", "turnover", "met")
 
@@ -37,15 +34,17 @@ def measure(
     """
     if report is not None:
         check_output(report, [config])
+    made = machine() | {"command": " ".join(["hpcrl", *sys.argv[1:]])}
     results = learn.bench_learn(
         learn.tasks_of(task), seeds, config_path=config, overrides=overrides, jobs=jobs, size=size, told=_tell
     )
     if as_json:
-        print(json.dumps(results[0] if len(results) == 1 else {"tasks": results}))
+        shown = results[0] if len(results) == 1 else {"tasks": results}
+        print(json.dumps(shown | {"machine": made}))
     else:
         Console().print(render(results))
     if report is not None:
-        write_text(report, page(results))
+        write_text(report, page(results, made))
         print(report, file=sys.stderr if as_json else sys.stdout)
     return all(result["passed"] for result in results)
 
@@ -89,13 +88,13 @@ def _cells(result: dict[str, Any]) -> list[str]:
     ]
 
 
-def page(results: list[dict[str, Any]]) -> str:
-    """The same as a page of documentation (Markdown)."""
-    made = f"{datetime.now(UTC):%Y-%m-%d}, commit {git_commit()[:7] or 'unknown'}, {os.cpu_count()} cores"
+def page(results: list[dict[str, Any]], made: dict[str, Any]) -> str:
+    """The same as a page of documentation (Markdown); ``made``: by ``machine``, and the command."""
     lines = [
         "# Learnability: what the agent learns of what can be learnt",
         "",
-        f"{made}, torch {torch.__version__}. Made by `{' '.join(['hpcrl', *sys.argv[1:]])}`.",
+        f"{made['date']}, commit {made['commit'][:7] or 'unknown'}, {made['cpu']}, {made['cores']} cores, "
+        f"torch {made['torch']}. Made by `{made['command']}`.",
         "",
         (learn.__doc__ or "").split("\n\n", 1)[1].strip(),
         "The shares of the single seeds stand in brackets; rewards are log returns a bar, with the standard",

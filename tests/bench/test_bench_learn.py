@@ -71,7 +71,15 @@ def test_the_page_and_the_table_show_every_seed_and_what_failed(tmp_path):
         summary("L2", [result(0, 0.94), result(1, 0.9)]),
         summary("L0", [result(share=None, reward=0.0)]),
     ]
-    text = page(results)
+    made = {
+        "date": "2026-01-02",
+        "commit": "abc",
+        "cpu": "a CPU",
+        "cores": 2,
+        "torch": "2",
+        "command": "hpcrl x",
+    }
+    text = page(results, made)
     assert "0.920 (0.940 0.900)" in text and "| NO |" in text and "| yes |" in text
     assert render(results).row_count == 2
 
