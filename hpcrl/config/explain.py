@@ -26,11 +26,14 @@ NEEDED = {
 """pydantic's types of error that have plainer words; numbers out of range keep pydantic's own."""
 
 
-def explain(errors: Sequence[Any], layers: Sequence[Layer], origin: str) -> str:
-    """All errors in one line, each with its source; ``origin`` names what no layer has set."""
+def explain(
+    errors: Sequence[Any], layers: Sequence[Layer], origin: str, model: type[BaseModel] = Config
+) -> str:
+    """All errors in one line, each with its source; ``origin`` names what no layer has set, ``model`` has
+    the valid keys."""
     found: dict[str, list[str]] = {}
     for item in errors:
-        found.setdefault(_source(item, layers) or origin, []).append(_words(item))
+        found.setdefault(_source(item, layers) or origin, []).append(_words(item, model))
     return "; ".join(f"{source}: {'; '.join(lines)}" for source, lines in found.items())
 
 
@@ -45,11 +48,11 @@ def broken_sections(tree: dict[Any, Any], model: type[BaseModel] = Config, prefi
                 yield _not_a_section(prefix + name, value)
 
 
-def _words(item: Any) -> str:
+def _words(item: Any, model: type[BaseModel]) -> str:
     kind, value = item["type"], item.get("input")
     key = _dotted(item["loc"])
     if kind == "extra_forbidden":
-        close = difflib.get_close_matches(key, _all_keys(Config), n=1, cutoff=0.4)
+        close = difflib.get_close_matches(key, _all_keys(model), n=1, cutoff=0.4)
         return f"unknown key {key} = {_short(value)}" + (f"; nearest valid key: {close[0]}" if close else "")
     if kind == "invalid_key":
         return f"unknown key {_dotted((*item['loc'][:-1], repr(value)))}: a key is a word"
