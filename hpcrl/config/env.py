@@ -9,6 +9,12 @@ from pydantic import Field, model_serializer, model_validator
 
 from hpcrl.config.base import Mistake, Section
 
+HINDSIGHT = (
+    "env.fill_lag = 0: orders fill at the close that the agent has just seen, which no market allows; "
+    "research only, no performance claim follows from this"
+)
+"""Said by everything that trains or scores with such fills."""
+
 
 class TradeCosts(Section):
     """What may differ by symbol."""

@@ -24,6 +24,7 @@ from hpcrl.market.tensors import MarketTensors
 from hpcrl.types import HpcrlError
 
 YEAR_SECONDS = 365 * 86_400  # ACT/365
+CLOSE = 3  # its column in the table
 LOT_SLACK = 1e-9  # a quantity this close below a whole lot (in lots) is float noise, not a smaller order
 
 

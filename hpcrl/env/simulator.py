@@ -24,7 +24,7 @@ from torch import Tensor
 
 from hpcrl.config.env import EnvConfig
 from hpcrl.env.account import Account, Outcome, advance, open_accounts, over_assets
-from hpcrl.env.bars import Bar, Rules, pack_market
+from hpcrl.env.bars import CLOSE, Bar, Rules, pack_market
 from hpcrl.env.episodes import Starts, find_starts
 from hpcrl.env.rewards import StepFacts, active_terms, shaped_reward
 from hpcrl.env.token import TokenBuffer, market_rows
@@ -144,6 +144,15 @@ class Simulator:
     def quantity_NA(self) -> Tensor:
         """float64, signed quantity held; the state itself, so it changes with the next step."""
         return self._state.quantity_NA
+
+    def holding(self, position_NA: Tensor) -> Tensor:
+        """The weights to ask for so that nothing more is traded than what is on its way: the position
+        (market value / equity), or with ``fill_lag`` 2 the quantity that waits to be filled."""
+        state = self._state
+        if state.pending_NA is None or self.rules.sizing == "fill":
+            return position_NA
+        coming_NA = state.pending_NA * self._packed.table_RK[state.row_NA, CLOSE] / state.equity_N1
+        return torch.where(coming_NA.isnan(), position_NA, coming_NA)
 
     # ---- episodes
 

@@ -76,19 +76,20 @@ class BuyAndHold:
         self._bought_NA = torch.zeros_like(symbol_NA, dtype=torch.bool)
 
     def weights(self, simulator: Simulator, step: int, position_NA: Tensor) -> Tensor:
-        self._bought_NA |= (position_NA >= self._enough_NA) & (position_NA > 0)
-        return torch.where(self._bought_NA, position_NA, self._target_NA)
+        coming_NA = simulator.holding(position_NA)
+        self._bought_NA |= (coming_NA >= self._enough_NA) & (coming_NA > 0)
+        return torch.where(self._bought_NA, coming_NA, self._target_NA)
 
 
 def hold_weight(env: EnvConfig) -> float:
-    """All of the account, or as much as the leverage limit allows."""
-    return min(1.0, env.max_leverage)
+    """All of the account, or as much as the limits allow."""
+    return min(1.0, env.max_leverage, env.max_net or 1.0)
 
 
 def hold_config(env: EnvConfig) -> EnvConfig:
-    """The run's own costs, without the limit on leverage: paying the costs puts a fully invested account a
+    """The run's own costs, without the limits on weights: paying the costs puts a fully invested account a
     hair above 1, and being scaled back every bar would be trading."""
-    return env.model_copy(update={"max_leverage": UNLIMITED})
+    return env.model_copy(update={"max_leverage": UNLIMITED, "max_net": None})
 
 
 def draw_shares(draws: int, seed: int) -> np.ndarray:

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from hpcrl.config.env import HINDSIGHT
 from hpcrl.evaluate.backtest import Plan, PolicyStrategy, make_plan, new_simulator, play_plan
 from hpcrl.evaluate.baselines import BuyAndHold, Flat, hold_config, hold_weight, matched_random
 from hpcrl.evaluate.evaluation import AGENT, FLAT, HOLD, RANDOM, Curves, Evaluation, Row
@@ -55,7 +56,7 @@ def evaluate_run(
     chosen = pick_device(device)
     loaded = load_run(run, epoch=checkpoint_epoch, device=chosen)
     market = load_data(loaded, data)
-    lo, hi = market.split_range(split)  # type: ignore[arg-type]
+    lo, hi = market.split_range(split, loaded.config.env.fill_lag)  # type: ignore[arg-type]
     if hi - lo < 2:
         raise HpcrlError(
             f"the {split} split holds {max(hi - lo, 0)} bars of {market.n_bars}; an evaluation needs at "
@@ -214,9 +215,10 @@ def _meta(
         "assets": env.assets,
         "initial_cash": env.initial_cash,
         "max_leverage": env.max_leverage,
+        "max_net": env.max_net,
         "sizing": env.sizing,
         "costs": env.costs.model_dump(),
-        "fill_lag": 1,
+        "fill_lag": env.fill_lag,
         "draws": draws,
         "seed": seed,
         "agent_beats_random": played.rows[0].metrics["beats_random"],
@@ -232,7 +234,7 @@ def _warnings(
     loaded: LoadedRun, market: Market, meta: dict[str, Any], played: _Played, sealed: str
 ) -> list[str]:
     agent = played.rows[0].metrics
-    said = []
+    said = [HINDSIGHT] if meta["fill_lag"] == 0 else []
     if meta["synthetic"]:
         said.append(f"data source {market.source}: made-up bars, no performance claim follows from this")
     if meta["split"] == "train":

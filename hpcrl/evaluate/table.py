@@ -55,18 +55,22 @@ def _show(value: float, kind: str) -> str:
     return f"{value:.4f}" if kind == "small" else f"{value:.2f}"
 
 
+FILLS = ("the close just seen", "the next bar's open", "the open after the next")
+"""By fill_lag."""
+
+
 def caption(evaluation: Evaluation) -> str:
     meta = evaluation.meta
     beats = meta["agent_beats_random"]
     said = "does not differ from" if math.isnan(beats) else f"beats {100 * beats:.0f} % of"
-    short = ""
+    short, lag = "", meta["fill_lag"]
     if meta["sessions"] < FEW_SESSIONS:
         short = " Too few sessions for annual return, Sortino and Calmar."
     return (
         f"{meta['sessions']} sessions: +-{meta['sharpe_standard_error']:.1f} is the standard error of an "
         f"annual Sharpe ratio. The agent {said} {meta['draws']} draws of matched random (its own "
         "positions at shifted times; means, of annual ratios medians). "
-        f"Filled at the next bar's open (lag {meta['fill_lag']}); data source: {meta['data']['source']}; "
+        f"Filled at {FILLS[lag]} (lag {lag}); data source: {meta['data']['source']}; "
         f"- is undefined.{short}"
     )
 

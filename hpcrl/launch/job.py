@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hpcrl.config.env import HINDSIGHT
 from hpcrl.config.load import load_config, one_process, overridden
 from hpcrl.config.root import Config, live_changes
 from hpcrl.storage.run_dir import RunDir
@@ -156,6 +157,8 @@ def _train(world: World, config: Config, run: RunDir | None, request: Request, s
     manager = CheckpointManager(run, world, config.checkpoint.keep_rolling)
     if request.resume is not None:
         trainer = resume(world, config, market, run, manager, console)
+    if config.env.fill_lag == 0:
+        console.say(f"WARNING: {HINDSIGHT}")
     for line in left_out(market, config):
         console.say(line)
     log = all_or_none(world, lambda: MetricsFile(run.metrics, trainer.epoch) if world.is_main else None)
