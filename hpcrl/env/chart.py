@@ -11,10 +11,13 @@ from datetime import UTC, datetime
 from typing import NamedTuple
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
 
-PRICE, LONG, SHORT, EQUITY, INK, PALE = "#444a54", "#1f5fa8", "#d17a22", "#1f5fa8", "#22262c", "#8a8f98"
+PRICE, INK, PALE, RUIN = "#444a54", "#22262c", "#8a8f98", "#b3261e"
+LONG, SHORT, EQUITY = "#1f5fa8", "#d17a22", "#1f5fa8"
 MANY = (
     "#1f5fa8",
     "#d17a22",
@@ -58,100 +61,107 @@ class Frame(NamedTuple):
 
 
 class Chart:
-    def __init__(self, n_assets: int) -> None:
+    """Its axes and lines are made once, for a frame takes several times as long where they are made anew."""
+
+    def __init__(self, symbols: Sequence[str]) -> None:
+        """``symbols``: of an account on all of them; one name where the account is on one at a time."""
         self._figure = Figure(figsize=SIZE, dpi=DPI, facecolor="white")
         self._canvas = FigureCanvasAgg(self._figure)
         self._axes = self._figure.subplots(3, 1, sharex=True, height_ratios=(2.2, 1.0, 1.4))
-        self._figure.subplots_adjust(left=0.105, right=0.975, top=0.875, bottom=0.085, hspace=0.12)
-        self._title = self._figure.text(0.105, 0.955, "", fontsize=12, fontweight="bold", color=INK)
-        self._subtitle = self._figure.text(0.105, 0.915, "", fontsize=9.5, color=PALE)
-        self._many = n_assets > 1
+        self._figure.subplots_adjust(left=0.125, right=0.97, top=0.875, bottom=0.085, hspace=0.12)
+        self._title = self._figure.text(0.125, 0.955, "", fontsize=12, fontweight="bold", color=INK)
+        self._subtitle = self._figure.text(0.125, 0.915, "", fontsize=9.5, color=PALE)
+        self._many = len(symbols) > 1
+        price, position, equity = self._axes
+        names = ("price / start", "positions", "equity") if self._many else ("close", "position", "equity")
+        for axes, name in zip(self._axes, names, strict=True):
+            axes.grid(True, alpha=0.25, linewidth=0.6)
+            axes.spines[["top", "right"]].set_visible(False)
+            axes.tick_params(labelsize=9, colors=INK)
+            axes.set_ylabel(name, fontsize=9.5)
+            axes.yaxis.set_label_coords(-0.11, 0.5)
+            axes.ticklabel_format(axis="y", useOffset=False)
+        equity.set_xlabel("steps since the episode's start", fontsize=9.5)
+        equity.yaxis.set_major_formatter(lambda value, _: f"{value:,.10g}")
+        colours = [MANY[a % len(MANY)] for a in range(len(symbols))] if self._many else [PRICE]
+        self._price = [price.plot([], [], color=colour, linewidth=1.3)[0] for colour in colours]
+        self._ends = [price.plot([], [], "o", color=colour, ms=3.5, clip_on=False)[0] for colour in colours]
+        self._held = [
+            position.plot([], [], color=c, linewidth=1.2, drawstyle="steps-pre")[0] for c in colours
+        ]
+        self._areas: list[PolyCollection] = []
+        self._start = equity.axhline(0, color=PALE, linewidth=1.0, linestyle=(0, (4, 3)))
+        self._equity = equity.plot([], [], color=EQUITY, linewidth=1.6)[0]
+        self._money = equity.plot([], [], "o", color=EQUITY, ms=4, clip_on=False)[0]
+        position.axhline(0, color=INK, linewidth=0.8)
+        if self._many and len(symbols) <= len(MANY):
+            rows = 1 if len(symbols) <= 5 else 2
+            price.legend(
+                self._price,
+                symbols,
+                fontsize=8,
+                frameon=False,
+                ncols=-(-len(symbols) // rows),
+                loc="lower left",
+                bbox_to_anchor=(-0.01, 0.97),
+                borderaxespad=0,
+                handlelength=1.2,
+            )
+            self._figure.subplots_adjust(top=0.875 - 0.03 * rows)
 
     def draw(self, frame: Frame) -> np.ndarray:
         """uint8 [600, 800, 3]."""
-        price, position, equity = self._axes
-        for axes in self._axes:
-            axes.clear()
-            axes.grid(True, alpha=0.25, linewidth=0.6)
-            axes.spines[["top", "right"]].set_visible(False)
-            axes.tick_params(labelsize=9, colors=INK, labelbottom=axes is equity)
-            axes.yaxis.set_label_coords(-0.085, 0.5)
         step_K = np.arange(len(frame.equity_K))
-        self._prices(price, step_K, frame)
-        self._positions(position, step_K, frame)
-        self._equity(equity, step_K, frame)
-        equity.set_xlim(0, max(frame.steps, 1))
-        equity.set_xlabel(f"step of {frame.steps}", fontsize=9.5)
+        price, position, equity = self._axes
+        price_KA = frame.close_KA / frame.close_KA[0] if self._many else frame.close_KA
+        for a, (line, end) in enumerate(zip(self._price, self._ends, strict=True)):
+            line.set_data(step_K, price_KA[:, a])
+            end.set_data(step_K[-1:], price_KA[-1:, a])
+        _fit(price, price_KA)
+        self._positions(position, step_K, frame.position_KA)
+        self._start.set_ydata([frame.start_equity] * 2)
+        self._equity.set_data(step_K, frame.equity_K)
+        self._money.set_data(step_K[-1:], frame.equity_K[-1:])
+        _fit(equity, np.append(frame.equity_K, frame.start_equity))
+        equity.set_xlim(0, frame.steps)
         self._titles(frame)
         self._canvas.draw()
         return np.asarray(self._canvas.buffer_rgba())[..., :3].copy()
 
-    def _prices(self, axes, step_K: np.ndarray, frame: Frame) -> None:
-        if self._many:
-            for a in range(frame.close_KA.shape[1]):
-                change_K = frame.close_KA[:, a] / frame.close_KA[0, a]
-                axes.plot(step_K, change_K, color=MANY[a % len(MANY)], linewidth=1.2, label=frame.symbols[a])
-            if len(frame.symbols) <= len(MANY):
-                columns = (len(frame.symbols) + 1) // 2 if len(frame.symbols) > 5 else len(frame.symbols)
-                axes.legend(fontsize=8, frameon=False, ncols=columns, loc="upper left", handlelength=1.2)
-            axes.set_ylabel("price / start", fontsize=9.5)
-        else:
-            axes.plot(step_K, frame.close_KA[:, 0], color=PRICE, linewidth=1.3)
-            axes.set_ylabel("close", fontsize=9.5)
-        axes.plot(step_K[-1:].repeat(frame.close_KA.shape[1]), _ends(frame, self._many), "o", color=INK, ms=3)
-        _room(axes)
-
-    def _positions(self, axes, step_K: np.ndarray, frame: Frame) -> None:
+    def _positions(self, axes: Axes, step_K: np.ndarray, position_KA: np.ndarray) -> None:
         # A position is held from the fill of its step on: a stair that rises at the step's beginning.
+        most = float(np.abs(position_KA).max(initial=0.0))
         if self._many:
-            for a in range(frame.position_KA.shape[1]):
-                colour = MANY[a % len(MANY)]
-                axes.plot(step_K, frame.position_KA[:, a], color=colour, linewidth=1.2, drawstyle="steps-pre")
-            axes.set_ylabel("positions", fontsize=9.5)
+            for a, line in enumerate(self._held):
+                line.set_data(step_K, position_KA[:, a])
         else:
-            held_K = frame.position_KA[:, 0]
-            for part, colour in ((held_K.clip(min=0), LONG), (held_K.clip(max=0), SHORT)):
+            for area in self._areas:
+                area.remove()
+            held_K = position_KA[:, 0]
+            self._areas = [
                 axes.fill_between(step_K, part, 0, step="pre", color=colour, alpha=0.55, linewidth=0)
-            axes.set_ylabel("position", fontsize=9.5)
-        axes.axhline(0, color=INK, linewidth=0.8)
-        most = max(1.0, float(np.abs(frame.position_KA).max()))
-        axes.set_ylim(-1.15 * most, 1.15 * most)
-
-    def _equity(self, axes, step_K: np.ndarray, frame: Frame) -> None:
-        axes.axhline(frame.start_equity, color=PALE, linewidth=1.0, linestyle=(0, (4, 3)))
-        axes.plot(step_K, frame.equity_K, color=EQUITY, linewidth=1.6)
-        axes.plot(step_K[-1:], frame.equity_K[-1:], "o", color=EQUITY, ms=4)
-        axes.set_ylabel("equity", fontsize=9.5)
-        axes.yaxis.set_major_formatter(
-            lambda value, _: f"{value:,.0f}" if abs(value) >= 100 else f"{value:g}"
-        )
-        _room(axes)
+                for part, colour in ((held_K.clip(min=0), LONG), (held_K.clip(max=0), SHORT))
+            ]
+            most = max(most, 1.0)
+        half = 1.15 * max(most, 0.1)
+        axes.set_ylim(-half, half)
 
     def _titles(self, frame: Frame) -> None:
-        now = datetime.fromtimestamp(frame.timestamp, UTC)
-        money = frame.equity_K[-1]
-        change = money / frame.start_equity - 1
-        names = ", ".join(frame.symbols[:4]) + (
-            f" and {len(frame.symbols) - 4} more" if len(frame.symbols) > 4 else ""
-        )
-        self._title.set_text(f"{names}   equity {money:,.0f}   {change:+.2%}")
-        self._title.set_color(INK if money > 0 else "#b3261e")
-        if money <= 0:
-            self._title.set_text(f"{names}   bankrupt")
+        now, money = datetime.fromtimestamp(frame.timestamp, UTC), frame.equity_K[-1]
+        names = ", ".join(frame.symbols)
+        if len(names) > 36:
+            names = f"{len(frame.symbols)} symbols" if self._many else f"{names[:34]}..."
+        state = f"equity {money:,.0f}   {money / frame.start_equity - 1:+.2%}" if money > 0 else "bankrupt"
+        self._title.set_text(f"{names}   {state}")
+        self._title.set_color(INK if money > 0 else RUIN)
+        step = len(frame.equity_K) - 1
         self._subtitle.set_text(
-            f"{now:%Y-%m-%d %H:%M} UTC   bar {frame.bar:,}   step {len(frame.equity_K) - 1} of {frame.steps}"
+            f"{now:%Y-%m-%d %H:%M} UTC   bar {frame.bar:,}   step {step:,} of {frame.steps:,}"
         )
 
 
-def _ends(frame: Frame, many: bool) -> np.ndarray:
-    return frame.close_KA[-1] / frame.close_KA[0] if many else frame.close_KA[-1]
-
-
-def _room(axes) -> None:
-    """Axes that do not magnify rounding noise: at least a hundredth of a per cent high, and no offset."""
-    low, high = axes.get_ylim()
-    least = 1e-4 * max(abs(low), abs(high), 1e-9)
-    if high - low < least:
-        middle = (low + high) / 2
-        axes.set_ylim(middle - least / 2, middle + least / 2)
-    axes.ticklabel_format(axis="y", useOffset=False) if axes.get_ylabel() != "equity" else None
+def _fit(axes: Axes, values: np.ndarray) -> None:
+    """Limits around the values, at least 0.1 % wide: rounding noise is no movement."""
+    low, high = float(values.min()), float(values.max())
+    room = max(0.06 * (high - low), 5e-4 * abs(high))
+    axes.set_ylim(low - room, high + room)

@@ -73,12 +73,13 @@ class _Adapter:
     def _picture(self, n: int) -> np.ndarray:
         assert self._tape is not None
         desk = self._desk
-        if self._chart is None:
-            self._chart = Chart(desk.simulator.n_assets)
         age, bar = int(desk.age_N[n]), int(desk.simulator.bar_N[n])
         symbol_A = desk.simulator.symbol_NA[n]
+        symbols = [desk.symbols[s] for s in symbol_A.tolist()]
+        if self._chart is None:
+            self._chart = Chart(symbols)
         frame = Frame(
-            symbols=[desk.symbols[s] for s in symbol_A.tolist()],
+            symbols=symbols,
             close_KA=desk.opened.tensors.close_BS[bar - age : bar + 1, symbol_A].numpy(),
             position_KA=self._tape.position_NTA[n, : age + 1],
             equity_K=self._tape.equity_NT[n, : age + 1],
