@@ -21,6 +21,8 @@ from hpcrl.types import HpcrlError
 
 PRICES = ("open", "high", "low", "close")
 BAR_KEYS = (*PRICES, "volume", "sigma", "split", "dividend", "delist", "halted")
+NULLABLE = ("participation", "max_net")
+"""Config keys whose null means no limit."""
 BAR_DEFAULTS = {"volume": 0.0, "split": 1.0, "dividend": 0.0, "halted": 0.0}
 """Of what a bar leaves out; NaN for the rest."""
 LARGEST = 1e18
@@ -86,46 +88,50 @@ def check_known(given: Any, allowed: tuple[str, ...], where: str, what: str) -> 
 
 def check_object(value: Any, where: str, what: str) -> dict:
     if not isinstance(value, dict):
-        raise fail(where, f"{what} must be a JSON object, not {quote(value)}")
+        raise fail(where, f"{what} must be an object of keys and values, not {quote(value)}")
     return value
 
 
-def read_rules(config: dict, where: str) -> Rules:
-    names = tuple(f.name for f in fields(Rules))
-    check_known(config, names, where, "config key")
-    values: dict[str, Any] = {}
-    for key, value in config.items():
-        if key == "sizing":
-            if value not in ("decision", "fill"):
-                raise fail(where, f"sizing = {quote(value)} must be 'decision' or 'fill'")
-            values[key] = value
-        elif key == "intrabar":
-            if not isinstance(value, bool):
-                raise fail(where, f"intrabar = {quote(value)} must be true or false")
-            values[key] = value
-        elif key == "fill_lag":
-            if str(value) not in ("0", "1", "2"):
-                raise fail(where, f"fill_lag = {quote(value)} must be 0, 1 or 2")
-            values[key] = int(value)
-        elif key == "symbols":
-            values[key] = _symbol_costs(check_object(value, where, "symbols"), where)
-        elif key in ("participation", "max_net") and value is None:
-            values[key] = None
-        else:
-            values[key] = read_number(value, where, key)
-            _check_bounds(key, values[key], where)
-    return Rules(**values)
+def read_rules(config: dict, where: str, assets: list[str]) -> Rules:
+    """Costs and limits from a case's ``config`` (or a costs file); HpcrlError names key and value."""
+    check_known(config, tuple(f.name for f in fields(Rules)), where, "config key")
+    return Rules(**{key: _setting(key, value, where, assets) for key, value in config.items()})
 
 
-def _symbol_costs(symbols: dict, where: str) -> dict[str, dict[str, float | None]]:
-    """Costs in which single assets differ, checked as those of all."""
-    found = {}
-    for asset, own in symbols.items():
-        place = f"{where}, symbols, {asset}"
-        check_known(check_object(own, place, "costs"), tuple(TradeCosts.model_fields), place, "cost")
-        rules = read_rules(own, place)
-        found[asset] = {key: getattr(rules, key) for key in own}
-    return found
+def _setting(key: str, value: Any, where: str, assets: list[str]) -> Any:
+    if key == "symbols":
+        return _symbol_costs(value, where, assets)
+    if key == "sizing":
+        if value not in ("decision", "fill"):
+            raise fail(where, f"sizing = {quote(value)} must be 'decision' or 'fill'")
+        return value
+    if key == "intrabar":
+        if not isinstance(value, bool):
+            raise fail(where, f"intrabar = {quote(value)} must be true or false")
+        return value
+    if key in NULLABLE and value is None:
+        return None
+    number = read_number(value, where, key)
+    if key == "fill_lag":
+        if number not in (0, 1, 2):
+            raise fail(where, f"fill_lag = {quote(value)} must be 0, 1 or 2")
+        return int(number)
+    _check_bounds(key, number, where)
+    return number
+
+
+def _symbol_costs(value: Any, where: str, assets: list[str]) -> dict[str, dict[str, Any]]:
+    """Costs in which single assets differ: {asset: {key: value}}."""
+    for asset, own in check_object(value, where, "symbols").items():
+        check_known((asset,), tuple(assets), f"{where}, symbols", "asset")
+        own_where = f"{where}, symbols, {asset}"
+        check_known(
+            check_object(own, own_where, "its costs"), tuple(TradeCosts.model_fields), own_where, "cost"
+        )
+    return {
+        asset: {key: _setting(key, own, f"{where}, symbols, {asset}", assets) for key, own in costs.items()}
+        for asset, costs in value.items()
+    }
 
 
 _BOUNDS = {
@@ -244,7 +250,7 @@ def read_case(case: Any) -> Case:
             name,
             f"{len(actions)} actions for {len(bars)} bars; every bar but the last needs one: {len(bars) - 1}",
         )
-    rules = read_rules(check_object(case.get("config", {}), name, "config"), name)
+    rules = read_rules(check_object(case.get("config", {}), name, "config"), name, assets)
     check_known(rules.symbols, tuple(assets), name, "asset in symbols")
     ts_B, columns = _bars(name, bars, assets)
     return Case(

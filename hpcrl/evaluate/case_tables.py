@@ -55,7 +55,7 @@ def case_of_tables(
     ts_B, assets, columns = _read_bars(bar_rows)
     return Case(
         name=bar_rows.name,
-        rules=read_rules(config, costs_name),
+        rules=read_rules(config, costs_name, assets),
         assets=assets,
         ts_B=ts_B,
         price={key: columns[key] for key in PRICES},

@@ -25,16 +25,21 @@ def random_case(seed: int, bars: int = 24) -> dict:
         "maintenance": pick(["0", "0.25", "0.4"]),
         "intrabar": pick([True, False]),
         "reward_floor": "1e-4",
+        "fill_lag": pick([0, 1, 1, 2, 2]),
+        "max_net": pick([None, None, "0.5", "1.2"]),
     }
+    if rng.random() < 0.5:
+        config["symbols"] = {a: _own_costs(rng) for a in rng.sample(assets, rng.randint(1, len(assets)))}
     calm = pick([0.002, 0.02, 0.15])
     price = {a: rng.uniform(5, 300) for a in assets}
     gone: dict[str, bool] = dict.fromkeys(assets, False)
+    late = {a: rng.choice([0, 0, 0, 0, 1, 4]) for a in assets}
     ts, rows = 1_650_000_000, []
     for b in range(bars):
         ts += pick([300, 300, 300, 63_000, 235_800])
         row: dict = {"ts": ts}
         for a in assets:
-            row[a] = _random_bar(rng, price, gone, a, b, calm)
+            row[a] = _random_bar(rng, price, gone, a, b - late[a], calm)
         rows.append(row)
     weights: dict[str, str] = dict.fromkeys(assets, "0")
     actions = []
@@ -45,9 +50,23 @@ def random_case(seed: int, bars: int = 24) -> dict:
     return {"name": f"random {seed}", "config": config, "assets": assets, "bars": rows, "actions": actions}
 
 
+def _own_costs(rng):
+    every = {
+        "half_spread": ["0", "0.001"],
+        "slippage": ["0", "0.0007"],
+        "impact_coef": ["0", "2"],
+        "participation": [None, "0.02", "1"],
+        "per_share": ["0", "0.01"],
+        "min_fee": ["0", "2"],
+        "bps": ["0", "30"],
+        "borrow_rate": ["0", "0.5"],
+    }
+    return {key: rng.choice(every[key]) for key in rng.sample(sorted(every), rng.randint(0, len(every)))}
+
+
 def _random_bar(rng, price, gone, a, b, calm):
     nothing = {"open": None, "high": None, "low": None, "close": None, "volume": 0}
-    if gone[a]:
+    if gone[a] or b < 0:
         return nothing
     extra = {}
     if b and rng.random() < 0.03:
@@ -66,6 +85,8 @@ def _random_bar(rng, price, gone, a, b, calm):
     price[a] = close
     high = max(start, close) * (1 + abs(rng.gauss(0, calm)))
     low = min(start, close) * max(0.05, 1 - abs(rng.gauss(0, calm)))
+    if rng.random() < 0.04:
+        extra["halted"] = True
     volume = rng.choice([0, 100_000, 100_000, rng.randint(1, 500), rng.randint(1000, 90_000)])
     digits = [f"{x:.6f}" for x in (start, high, low, close)]
     bar = dict(zip(("open", "high", "low", "close"), digits, strict=True))

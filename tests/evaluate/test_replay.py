@@ -181,6 +181,33 @@ MALFORMED = {
     "borrow rate": (lambda c: c["config"].update(borrow_rate=-0.1), "borrow_rate = -0.1"),
     "maintenance": (lambda c: c["config"].update(maintenance=1), "maintenance = 1 must be .*below 1"),
     "leverage": (lambda c: c["config"].update(max_leverage=0), "max_leverage = 0 must be above 0"),
+    "fill lag": (lambda c: c["config"].update(fill_lag=3), "fill_lag = 3 must be 0, 1 or 2"),
+    "half a bar's lag": (lambda c: c["config"].update(fill_lag="0.5"), "fill_lag = '0.5' must be 0, 1 or 2"),
+    "no fill lag": (lambda c: c["config"].update(fill_lag=None), "fill_lag = None is not a number"),
+    "true as fill lag": (lambda c: c["config"].update(fill_lag=True), "fill_lag = True is not a number"),
+    "net limit": (lambda c: c["config"].update(max_net=0), "max_net = 0 must be above 0"),
+    "costs of an unknown asset": (
+        lambda c: c["config"].update(symbols={"XY": {"bps": 1}}),
+        "symbols: unknown asset 'XY'; did you mean 'X'",
+    ),
+    "unknown cost of an asset": (
+        lambda c: c["config"].update(symbols={"X": {"lot": 1}}),
+        "symbols, X: unknown cost 'lot'; known are half_spread, ",
+    ),
+    "misspelt cost of an asset": (
+        lambda c: c["config"].update(symbols={"X": {"bsp": 1}}),
+        "symbols, X: unknown cost 'bsp'; did you mean 'bps'",
+    ),
+    "cost of an asset": (
+        lambda c: c["config"].update(symbols={"X": {"slippage": "0.5"}}),
+        "symbols, X: slippage = 0.5 must be .*below 0.5",
+    ),
+    "no cost of an asset": (
+        lambda c: c["config"].update(symbols={"X": {"bps": None}}),
+        "symbols, X: bps = None is not a number",
+    ),
+    "symbols as a list": (lambda c: c["config"].update(symbols=["X"]), "symbols must be an object"),
+    "costs as a number": (lambda c: c["config"].update(symbols={"X": 1}), "X: its costs must be an object"),
     "reward floor": (lambda c: c["config"].update(reward_floor=1), "reward_floor = 1 must be .*below 1"),
     "cash": (lambda c: c["config"].update(initial_cash=0), "initial_cash = 0 must be above 0"),
     "huge fee": (lambda c: c["config"].update(per_share=1e308), r"per_share = 1e\+308 is beyond 1e\+18"),

@@ -410,6 +410,18 @@ BAD = {
         "0.7",
         ["costs.yaml: half_spread = 0.7 must be at least 0 and below 0.5"],
     ),
+    "costs of an unknown symbol": (
+        "costs",
+        "bps: 2",
+        "symbols: {AB: {bps: 2}}",
+        ["costs.yaml, symbols: unknown asset 'AB'; did you mean"],
+    ),
+    "fill lag": (
+        "costs",
+        "bps: 2",
+        "fill_lag: 3",
+        ["costs.yaml: fill_lag = 3 must be 0, 1 or 2"],
+    ),
     "costs as a list": (
         "costs",
         COSTS,
