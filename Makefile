@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 SPREAD := -n 2 --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test soak check bench peers clean
+.PHONY: help setup train test soak check bench learn peers clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -40,6 +40,9 @@ check: $(VENV)/ready  ## format, lint, types and the fast tests: about a minute
 
 bench: $(VENV)/ready data/msft.h5  ## env steps per second of training, and where the time goes
 	$(BIN)/hpcrl bench train --config yaml/local.yaml
+
+learn: $(VENV)/ready  ## what the agent learns of what can be learnt: docs/learnability.md, 40 minutes
+	OMP_NUM_THREADS=1 $(BIN)/hpcrl bench learn --task all --seeds 3 --jobs 2 --report docs/learnability.md
 
 .venv-peers/ready: tools/peers.txt
 	$(PYTHON) -m venv .venv-peers
