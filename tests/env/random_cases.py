@@ -2,35 +2,61 @@
 
 import random
 
+OPTIONS: dict[str, list] = {
+    "initial_cash": ["100000", "5000", 1234567.89],
+    "fill_lag": [1, 0, 2],
+    "sizing": ["decision", "fill"],
+    "lot": ["0", "0", "1", "0.01", "10"],
+    "half_spread": ["0", "0.0001", "0.002"],
+    "slippage": ["0", "0.0003"],
+    "impact_coef": ["0", "1.0", "0.5"],
+    "participation": [None, None, "0.05", "0.001"],
+    "per_share": ["0", "0.0035"],
+    "min_fee": ["0", "0.35"],
+    "bps": ["0", "2", "10"],
+    "credit_rate": ["0", "0.04"],
+    "debit_rate": ["0", "0.07"],
+    "borrow_rate": ["0", "0.03"],
+    "max_leverage": ["1", "2", "4"],
+    "max_net": [None, None, "0.5", "1.2"],
+    "maintenance": ["0", "0.25", "0.4"],
+    "intrabar": [True, False],
+    "reward_floor": ["1e-4", "0.01"],
+}
+OWN_COSTS: dict[str, list] = {
+    "half_spread": ["0", "0.001"],
+    "slippage": ["0", "0.0007"],
+    "impact_coef": ["0", "2"],
+    "participation": [None, "0.02", "1"],
+    "per_share": ["0", "0.01"],
+    "min_fee": ["0", "2"],
+    "bps": ["0", "30"],
+    "borrow_rate": ["0", "0.5"],
+}
+ASSETS = ["A", "B", "C"]
 
-def random_case(seed: int, bars: int = 24) -> dict:
+
+def random_config(seed: int) -> tuple[dict, list[str]]:
+    """Options and assets."""
     rng = random.Random(seed)
-    assets = ["A", "B", "C"][: rng.choice([1, 1, 2, 3])]
-    pick = rng.choice
-    config = {
-        "initial_cash": pick(["100000", "5000", 1234567.89]),
-        "sizing": pick(["decision", "fill"]),
-        "lot": pick(["0", "0", "1", "0.01", "10"]),
-        "half_spread": pick(["0", "0.0001", "0.002"]),
-        "slippage": pick(["0", "0.0003"]),
-        "impact_coef": pick(["0", "1.0", "0.5"]),
-        "participation": pick([None, None, "0.05", "0.001"]),
-        "per_share": pick(["0", "0.0035"]),
-        "min_fee": pick(["0", "0.35"]),
-        "bps": pick(["0", "2", "10"]),
-        "credit_rate": pick(["0", "0.04"]),
-        "debit_rate": pick(["0", "0.07"]),
-        "borrow_rate": pick(["0", "0.03"]),
-        "max_leverage": pick(["1", "2", "4"]),
-        "maintenance": pick(["0", "0.25", "0.4"]),
-        "intrabar": pick([True, False]),
-        "reward_floor": "1e-4",
-        "fill_lag": pick([0, 1, 1, 2, 2]),
-        "max_net": pick([None, None, "0.5", "1.2"]),
-    }
+    config = {key: rng.choice(choices) for key, choices in OPTIONS.items()}
+    assets = ASSETS[: rng.choice([1, 1, 2, 3])]
     if rng.random() < 0.5:
-        config["symbols"] = {a: _own_costs(rng) for a in rng.sample(assets, rng.randint(1, len(assets)))}
-    calm = pick([0.002, 0.02, 0.15])
+        config["symbols"] = {
+            asset: {
+                key: rng.choice(OWN_COSTS[key]) for key in rng.sample(sorted(OWN_COSTS), rng.randint(0, 8))
+            }
+            for asset in rng.sample(assets, rng.randint(1, len(assets)))
+        }
+    return config, assets
+
+
+def random_case(seed: int, bars: int = 24, options: tuple[dict, list[str]] | None = None) -> dict:
+    """Bars and actions by ``seed``; options too, unless they are given."""
+    config, assets = options or random_config(seed)
+    rng = random.Random(f"bars {seed}")
+    pick = rng.choice
+    calm = pick([0.002, 0.02, 0.15, 0.3])
     price = {a: rng.uniform(5, 300) for a in assets}
     gone: dict[str, bool] = dict.fromkeys(assets, False)
     late = {a: rng.choice([0, 0, 0, 0, 1, 4]) for a in assets}
@@ -47,21 +73,13 @@ def random_case(seed: int, bars: int = 24) -> dict:
         if rng.random() < 0.6:
             weights = {a: pick(["0", "1", "-1", str(round(rng.uniform(-2.5, 2.5), 3))]) for a in assets}
         actions.append(dict(weights))
-    return {"name": f"random {seed}", "config": config, "assets": assets, "bars": rows, "actions": actions}
-
-
-def _own_costs(rng):
-    every = {
-        "half_spread": ["0", "0.001"],
-        "slippage": ["0", "0.0007"],
-        "impact_coef": ["0", "2"],
-        "participation": [None, "0.02", "1"],
-        "per_share": ["0", "0.01"],
-        "min_fee": ["0", "2"],
-        "bps": ["0", "30"],
-        "borrow_rate": ["0", "0.5"],
+    return {
+        "name": f"random {seed}",
+        "config": dict(config),
+        "assets": assets,
+        "bars": rows,
+        "actions": actions,
     }
-    return {key: rng.choice(every[key]) for key in rng.sample(sorted(every), rng.randint(0, len(every)))}
 
 
 def _random_bar(rng, price, gone, a, b, calm):
@@ -90,4 +108,6 @@ def _random_bar(rng, price, gone, a, b, calm):
     volume = rng.choice([0, 100_000, 100_000, rng.randint(1, 500), rng.randint(1000, 90_000)])
     digits = [f"{x:.6f}" for x in (start, high, low, close)]
     bar = dict(zip(("open", "high", "low", "close"), digits, strict=True))
-    return bar | {"volume": volume, "sigma": "0.002"} | extra
+    if b > 18 or rng.random() > 0.05:  # from 20 returns on, replay measures sigma itself
+        extra["sigma"] = rng.choice(["0.002", "0.01"])
+    return bar | {"volume": volume} | extra
