@@ -57,7 +57,7 @@ class CostConfig(TradeCosts):
     """Symbols with costs of their own: {MSFT: {half_spread: 5e-5}}."""
 
 
-class RewardConfig(Section):
+class RewardWeights(Section):
     """Weights of the reward terms, which are summed; 0 switches a term off."""
 
     log_return: float = 1.0
@@ -66,6 +66,43 @@ class RewardConfig(Section):
     """Times -(traded value / equity): a positive weight discourages trading."""
     drawdown: float = 0.0
     """Times -(increase of drawdown in this step)."""
+    differential_sharpe: float = 0.0
+    """Times what the step does to the Sharpe ratio (of order 1: weigh it by the size of a step's return)."""
+    differential_downside: float = 0.0
+    """Times what the step does to the downside deviation ratio."""
+    mean_variance: float = 0.0
+    """Times r - risk_aversion / 2 x r^2."""
+    crra: float = 0.0
+    """Times the utility of constant relative risk aversion."""
+    vol_scaled: float = 0.0
+    """Times r x vol_target / the market's volatility."""
+    potential: float = 0.0
+    """Times potential_gamma x phi' - phi, phi = -depth of the drawdown: leaves the best policy as it is."""
+
+
+class RewardConfig(RewardWeights):
+    eta: float = Field(0.01, gt=0, lt=1)
+    """Of the differential terms: share of the newest bar in their moving averages."""
+    warmup_bars: int | None = Field(None, ge=0)
+    """Bars, from the first in which the account moved, in which they pay nothing; null: 1 / eta."""
+    least_deviation: float = Field(1e-5, gt=0)
+    """Standard deviation per bar below which they see none smaller (a guess)."""
+    risk_aversion: float = Field(10.0, ge=0)
+    """Lambda of mean_variance."""
+    crra_gamma: float = Field(3.0, ge=0)
+    """Relative risk aversion of crra; 1 is the logarithm."""
+    vol_target: float = Field(1e-3, gt=0)
+    """Standard deviation per bar at which vol_scaled is the return itself."""
+    potential_gamma: float = Field(0.99, gt=0, le=1)
+    """Discount of potential; that of the learner (learn.gamma) leaves the best policy as it is."""
+
+    @property
+    def weights(self) -> dict[str, float]:
+        return {name: getattr(self, name) for name in RewardWeights.model_fields}
+
+    @property
+    def warmup(self) -> int:
+        return round(1 / self.eta) if self.warmup_bars is None else self.warmup_bars
 
 
 class EnvConfig(Section):
@@ -98,6 +135,6 @@ class EnvConfig(Section):
 
     @model_validator(mode="after")
     def _some_reward(self) -> EnvConfig:
-        if not any(self.rewards.model_dump().values()):
+        if not any(self.rewards.weights.values()):
             raise Mistake("rewards: every weight is 0; at least one term needs a weight", "rewards")
         return self

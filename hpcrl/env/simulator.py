@@ -26,7 +26,7 @@ from hpcrl.config.env import EnvConfig
 from hpcrl.env.account import Account, Outcome, advance, open_accounts, over_assets
 from hpcrl.env.bars import CLOSE, Bar, Rules, pack_market
 from hpcrl.env.episodes import Starts, find_starts
-from hpcrl.env.rewards import StepFacts, active_terms, shaped_reward
+from hpcrl.env.rewards import Rewards, StepFacts, known_mean
 from hpcrl.env.token import TokenBuffer, market_rows
 from hpcrl.market.tensors import MarketTensors
 from hpcrl.types import HpcrlError
@@ -101,9 +101,11 @@ class Simulator:
         self._bars = bars
         self._history = history
         self._renews = renew
-        self._terms = active_terms(config.rewards.model_dump())
+        self._rewards = Rewards(config.rewards, self.n_envs, self.device)
+        self.reward_entries = self._rewards.entry_names
+        self._sigma_R = market.sigma_BS.T.flatten() if self._rewards.needs_sigma else None
         self._packed = pack_market(market, self.rules)
-        self._token = TokenBuffer(market_rows(market), self.n_envs, self.n_assets)
+        self._token = TokenBuffer(market_rows(market), self.n_envs, self.n_assets, len(self.reward_entries))
         self.n_entries = self._token.n_entries
         self._starts: dict[int, Starts] = {}
         self._steps = 0  # length of the episodes; 0: begun by begin_at, which has no length
@@ -234,6 +236,7 @@ class Simulator:
         state.drawdown_N1.masked_fill_(mask_N1, 0.0)
         state.reward_N1.masked_fill_(mask_N1, 0.0)
         state.called_N1.masked_fill_(mask_N1, False)
+        self._rewards.begin(mask_N1)
         if state.pending_NA is not None:
             state.pending_NA.masked_fill_(mask_N1, math.nan)
         torch.where(mask_N1, row_NA, state.row_NA, out=state.row_NA)
@@ -256,6 +259,8 @@ class Simulator:
     def observe(self) -> Tensor:
         """token_NE float32 at the current bar; its layout is described in ``token.py``."""
         state = self._state
+        if self.reward_entries:
+            self._rewards.write(self._token.reward_state)
         return self._token.write(
             row_NA=state.row_NA,
             value_NA=state.value_NA,
@@ -293,8 +298,18 @@ class Simulator:
         turnover_N1 = over_assets(outcome.traded_NA) / state.equity_N1
         torch.maximum(state.peak_N1, equity_N1, out=state.peak_N1)
         drawdown_N1 = (state.peak_N1 - equity_N1) / state.peak_N1
-        facts = StepFacts(outcome.log_return_N1, turnover_N1, state.drawdown_N1, drawdown_N1)
-        shaped_N1 = shaped_reward(self._terms, facts)
+        facts = StepFacts(
+            outcome.log_return_N1,
+            turnover_N1,
+            state.drawdown_N1,
+            drawdown_N1,
+            outcome.bankrupt_N1,
+            (outcome.equity_raw_N1 - state.equity_N1) / state.equity_N1
+            if self._rewards.needs_return
+            else None,
+            None if self._sigma_R is None else known_mean(self._sigma_R[state.row_NA - 1]),
+        )
+        shaped_N1 = self._rewards.pay(facts)
         state.drawdown_N1.copy_(drawdown_N1)
         step = Step(
             shaped_N1.to(torch.float32).view(-1),
@@ -336,14 +351,17 @@ class Simulator:
 
     # ---- checkpoints
 
+    def _named(self) -> dict[str, Tensor]:
+        return self._state.named() | self._rewards.named()
+
     def state_dict(self) -> dict[str, Tensor]:
         """Copies of everything that the next steps depend on, besides market, config and seed."""
         extra = {"env_ids_N": self._ids_N, "episode_steps": torch.tensor([self._steps, self._left])}
-        return {name: x.detach().clone().cpu() for name, x in (self._state.named() | extra).items()}
+        return {name: x.detach().clone().cpu() for name, x in (self._named() | extra).items()}
 
     def load_state_dict(self, saved: dict[str, Tensor]) -> None:
         """Continue bit-exactly from ``state_dict`` of a simulator over the same market, config and seed."""
-        mine = self._state.named()
+        mine = self._named()
         if not torch.equal(saved["env_ids_N"], self._ids_N.cpu()):
             raise HpcrlError(
                 f"the saved environments have other ids ({len(saved['env_ids_N'])} of them) than these "

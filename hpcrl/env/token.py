@@ -11,6 +11,7 @@ Layout, in this order (A assets, F features; every entry is finite and of order 
     1       cash: cash / equity
     1       drawdown: depth below the episode's highest equity x 10
     1       reward: the previous shaped reward x 100
+    ...     state of the reward terms that have one (``rewards.Differential``)
 
 All but features and time are clipped to +-10 (the reward to +-5). At an episode's first bar the account is
 flat: cash is 1, everything else of it 0; so are the tokens of the history before it.
@@ -34,13 +35,16 @@ REWARD_CLIP = 5.0
 CLIP = 10.0
 
 
-def entry_names(feature_names: Sequence[str], symbols: Sequence[str]) -> list[str]:
-    """Names of the E entries, for the symbols of one account ("weight:MSFT", ...)."""
+def entry_names(
+    feature_names: Sequence[str], symbols: Sequence[str], reward_entries: Sequence[str] = ()
+) -> list[str]:
+    """Names of the E entries, for the symbols of one account ("weight:MSFT", ...); ``reward_entries`` are
+    the simulator's."""
     names = [f"{feature}:{symbol}" for symbol in symbols for feature in feature_names]
     names += ["session_sin", "session_cos"]
     for part in ("weight", "profit", "age", "target"):
         names += [f"{part}:{symbol}" for symbol in symbols]
-    return [*names, "cash", "drawdown", "reward"]
+    return [*names, "cash", "drawdown", "reward", *reward_entries]
 
 
 def market_rows(market: MarketTensors) -> Tensor:
@@ -55,17 +59,19 @@ def market_rows(market: MarketTensors) -> Tensor:
 class TokenBuffer:
     """One token per environment, written column by column through views made once."""
 
-    def __init__(self, rows_RK: Tensor, n: int, a: int) -> None:
+    def __init__(self, rows_RK: Tensor, n: int, a: int, reward_entries: int = 0) -> None:
         self._rows_RK = rows_RK
         self._assets = a
         features = rows_RK.shape[1] - 2
         start = a * features + 2
-        self.n_entries = start + 4 * a + 3
+        self.n_entries = start + 4 * a + 3 + reward_entries
         self._token_NE = torch.zeros((n, self.n_entries), dtype=torch.float32, device=rows_RK.device)
         self._market = self._token_NE[:, :start]
         self._account = self._token_NE[:, start:]
-        parts = self._account.split([a, a, a, a, 1, 1, 1], 1)
-        self._weight, self._profit, self._age, self._target, self._cash, self._drawdown, self._reward = parts
+        parts = self._account.split([a, a, a, a, 1, 1, 1, reward_entries], 1)
+        self._weight, self._profit, self._age, self._target, self._cash, self._drawdown = parts[:6]
+        self._reward, self.reward_state = parts[6:]
+        self._cash_column = start + 4 * a
 
     def market_part(self, row_NA: Tensor) -> Tensor:
         """Features and time of the given rows, [N, A x F + 2]."""
@@ -88,7 +94,7 @@ class TokenBuffer:
         drawdown_N1: Tensor,
         reward_N1: Tensor,
     ) -> Tensor:
-        """The tokens of the given accounts (float64), a fresh tensor."""
+        """The tokens of the given accounts (float64), a fresh tensor. ``reward_state`` is written before."""
         self._market.copy_(self.market_part(row_NA))
         torch.div(value_NA, equity_N1, out=self._weight)
         torch.div(profit_NA * PROFIT_SCALE, equity_N1, out=self._profit)
@@ -105,5 +111,5 @@ class TokenBuffer:
         """Tokens [K, E] of a flat account at the given rows."""
         token_KE = self._token_NE.new_zeros((len(row_KA), self.n_entries))
         token_KE[:, : self._market.shape[1]] = self.market_part(row_KA)
-        token_KE[:, -3] = 1.0  # cash
+        token_KE[:, self._cash_column] = 1.0
         return token_KE

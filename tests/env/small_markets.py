@@ -50,7 +50,18 @@ def build_market(bars=120, symbols=3, features=4, seed=0, missing=0.0, volatilit
 def all_costs(**more) -> EnvConfig:
     """Every cost and check on, and all reward terms."""
     costs = CostConfig(bps=0.5, slippage=5e-5, credit_rate=0.03, debit_rate=0.06)
-    rewards = RewardConfig(log_return=1.0, turnover=1e-4, drawdown=0.5)
+    rewards = RewardConfig(
+        log_return=1.0,
+        turnover=1e-4,
+        drawdown=0.5,
+        differential_sharpe=1e-3,
+        differential_downside=1e-3,
+        mean_variance=0.1,
+        crra=0.1,
+        vol_scaled=0.1,
+        potential=0.1,
+        eta=0.1,
+    )
     settings = {"lot": 0, "max_leverage": 2.0, "maintenance": 0.25, "costs": costs, "rewards": rewards}
     return EnvConfig(**(settings | more))
 

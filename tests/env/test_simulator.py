@@ -7,7 +7,7 @@ import pytest
 import torch
 from small_markets import all_costs, build_market, build_simulator, crash, reckless
 
-from hpcrl.config.env import CostConfig, EnvConfig
+from hpcrl.config.env import CostConfig, EnvConfig, RewardConfig
 from hpcrl.env.simulator import Step
 from hpcrl.types import HpcrlError
 
@@ -162,7 +162,8 @@ def test_log_returns_sum_to_the_accounts_growth():
 
 
 def test_shaped_reward_is_the_weighted_sum_of_its_terms():
-    simulator = build_simulator(n=20)
+    rewards = RewardConfig(log_return=1.0, turnover=1e-4, drawdown=0.5)
+    simulator = build_simulator(config=all_costs(rewards=rewards), n=20)
     simulator.begin_episodes(60)
     _, steps = run(simulator, weights(20, 1, 60))
     equity = torch.cat([torch.full((20, 1), 1e5, dtype=torch.float64), steps["equity_N"]], 1)

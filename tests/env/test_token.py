@@ -12,9 +12,9 @@ from hpcrl.env.token import entry_names
 FREE = CostConfig(half_spread=0, impact_coef=0, participation=None, per_share=0, min_fee=0, borrow_rate=0)
 
 
-def names(market, assets):
+def names(market, assets, reward_entries=()):
     symbols = [f"S{i}" for i in range(market.n_symbols)] if assets == "all" else ["S"]
-    return entry_names([f"f{i}" for i in range(market.n_features)], symbols)
+    return entry_names([f"f{i}" for i in range(market.n_features)], symbols, reward_entries)
 
 
 @pytest.mark.parametrize("assets", ["single", "all"])
@@ -22,7 +22,7 @@ def test_every_entry_is_finite_float32_and_of_order_one(assets):
     market = crash(build_market(missing=0.1), 60)
     simulator = build_simulator(market, reckless(assets=assets), n=30)
     history, _ = simulator.begin_episodes(60)
-    assert len(names(market, assets)) == simulator.n_entries == history.shape[2]
+    assert len(names(market, assets, simulator.reward_entries)) == simulator.n_entries == history.shape[2]
     g = torch.Generator().manual_seed(0)
     for _ in range(60):
         simulator.step(torch.randn(30, simulator.n_assets, generator=g) * 3)
