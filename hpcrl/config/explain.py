@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from hpcrl.config.base import Mistake
+from hpcrl.config.env import SymbolCosts
 from hpcrl.config.root import Config
 from hpcrl.config.yaml_file import Layer
 
@@ -52,7 +53,8 @@ def _words(item: Any, model: type[BaseModel]) -> str:
     kind, value = item["type"], item.get("input")
     key = _dotted(item["loc"])
     if kind == "extra_forbidden":
-        close = difflib.get_close_matches(key, _all_keys(model), n=1, cutoff=0.4)
+        valid = _all_keys(model) + _symbol_keys(item["loc"])
+        close = difflib.get_close_matches(key, valid, n=1, cutoff=0.4)
         return f"unknown key {key} = {_short(value)}" + (f"; nearest valid key: {close[0]}" if close else "")
     if kind == "invalid_key":
         return f"unknown key {_dotted((*item['loc'][:-1], repr(value)))}: a key is a word"
@@ -116,6 +118,13 @@ def _sections(model: type[BaseModel]) -> Iterator[tuple[str, type[BaseModel]]]:
     for name, field in model.model_fields.items():
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
             yield name, field.annotation
+
+
+def _symbol_keys(place: Sequence[Any]) -> list[str]:
+    """What may stand beside a key of one symbol's costs."""
+    if tuple(place[-3:-2]) != ("symbols",):
+        return []
+    return [_dotted((*place[:-1], name)) for name in SymbolCosts.model_fields]
 
 
 def _all_keys(model: type[BaseModel], prefix: str = "") -> list[str]:
