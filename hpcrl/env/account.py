@@ -163,8 +163,11 @@ def _financing(cash: Tensor, held: Tensor, bar: Bar, rules: Rules) -> Tensor:
     short_NA = (held * bar.last).clamp_max(0.0)
     short = over_assets(short_NA)  # <= 0
     free = cash + short
-    yearly = free * rules.debit_rate
-    yearly = torch.add(yearly, free.clamp_min(0.0), alpha=rules.credit_rate - rules.debit_rate)
+    if rules.credit_rate:
+        yearly = free * rules.debit_rate
+        yearly = torch.add(yearly, free.clamp_min(0.0), alpha=rules.credit_rate - rules.debit_rate)
+    else:  # adding and taking the debit rate would leave an idle account's cash a financing of 1e-12
+        yearly = free.clamp_max(0.0) * rules.debit_rate
     if bar.rates is not None:
         return (yearly + over_assets(short_NA * bar.rates.borrow)) * bar.years
     return torch.add(yearly, short, alpha=rules.borrow_rate) * bar.years
