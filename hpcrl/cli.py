@@ -216,6 +216,38 @@ def replay(
     print(out)
 
 
+@app.command()
+def audit(
+    config: Annotated[Path | None, typer.Option("--config", help="YAML file, see yaml/.")] = None,
+    sets: Sets = None,
+    self_test: Annotated[
+        bool, typer.Option("--self-test", help="Plant leaks in a small market: each must be found.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Look for leaks: does what the agent sees, or is paid, come from the future? Exit code 1: yes."""
+    if self_test and (config is not None or sets):
+        raise HpcrlError("--self-test plants leaks in a market of its own: leave --config and --set out")
+    if self_test:
+        from hpcrl.audit.self_test import render_self_test as render
+        from hpcrl.audit.self_test import self_test as run
+
+        report = run()
+        bad = not report["passed"]
+    else:
+        from hpcrl.audit.audit import audit_config, render
+
+        report = audit_config(config, tuple(sets or ()))
+        bad = report["verdict"] == "leak"
+    if as_json:
+        print(json.dumps(report))
+    else:
+        from rich.console import Console
+
+        Console().print(render(report))
+    sys.exit(1 if bad else 0)
+
+
 @bench_app.command("train")
 def bench_train(
     config: Annotated[Path | None, typer.Option("--config", help="YAML file; default: the defaults.")] = None,

@@ -33,7 +33,16 @@ from hpcrl.market.dataset import Market, assemble
 from hpcrl.storage.atomic import fsync_folder, temporary_path, write_error
 from hpcrl.types import HpcrlError
 
-__all__ = ["Market", "StoreWriter", "SymbolBars", "is_store", "load_market", "read_store", "write_store"]
+__all__ = [
+    "Market",
+    "StoreWriter",
+    "SymbolBars",
+    "is_store",
+    "load_market",
+    "load_symbols",
+    "read_store",
+    "write_store",
+]
 
 FORMAT = "hpcrl-market"
 FORMAT_VERSION = 1
@@ -296,12 +305,19 @@ def _short(error: BaseException) -> str:
 
 def load_market(config: MarketConfig) -> Market:
     """The chosen symbols and features of ``config.path``. HpcrlError lists what the file has."""
+    bars, names, columns, header = load_symbols(config)
+    return assemble(bars, names, columns, header, (config.train_fraction, config.validation_fraction))
+
+
+def load_symbols(
+    config: MarketConfig,
+) -> tuple[list[SymbolBars], tuple[str, ...], list[int], dict[str, Any]]:
+    """(chosen symbols as stored, names of the chosen features, their columns, header); as ``load_market``."""
     bars, header = read_store(config.path)
     symbols = _choose("symbol", config.symbols, list(bars), config.path)
     names = _choose("feature", config.features, header["feature_names"], config.path)
     columns = [header["feature_names"].index(name) for name in names]
-    chosen = [bars[symbol] for symbol in symbols]
-    return assemble(chosen, names, columns, header, (config.train_fraction, config.validation_fraction))
+    return [bars[symbol] for symbol in symbols], names, columns, header
 
 
 def _choose(kind: str, wanted: tuple[str, ...], there: list[str], path: str) -> tuple[str, ...]:
