@@ -51,12 +51,15 @@ def random_config(seed: int) -> tuple[dict, list[str]]:
     return config, assets
 
 
-def random_case(seed: int, bars: int = 24, options: tuple[dict, list[str]] | None = None) -> dict:
-    """Bars and actions by ``seed``; options too, unless they are given."""
+def random_case(
+    seed: int, bars: int = 24, options: tuple[dict, list[str]] | None = None, calm: float | None = None
+) -> dict:
+    """Bars and actions by ``seed``; options and volatility of a bar too, unless they are given."""
     config, assets = options or random_config(seed)
     rng = random.Random(f"bars {seed}")
     pick = rng.choice
-    calm = pick([0.002, 0.02, 0.15, 0.3])
+    drawn = pick([0.002, 0.02, 0.15, 0.3])
+    calm = drawn if calm is None else calm
     price = {a: rng.uniform(5, 300) for a in assets}
     gone: dict[str, bool] = dict.fromkeys(assets, False)
     late = {a: rng.choice([0, 0, 0, 0, 1, 4]) for a in assets}
@@ -97,7 +100,8 @@ def _random_bar(rng, price, gone, a, b, calm):
         return nothing | {"delist": str(round(price[a] * rng.uniform(0, 1), 4))} | extra
     if b and rng.random() < 0.1:
         return nothing | extra | {"sigma": "0.002"}
-    start = price[a] * (1 + rng.gauss(0, calm)) if rng.random() < 0.95 else price[a] * rng.uniform(0.6, 1.6)
+    jump = min(0.5, 20 * calm) if rng.random() < 0.05 else 0.0
+    start = price[a] * (1 + rng.gauss(0, calm) + jump * rng.uniform(-0.8, 1.2))
     start = max(start, 0.01)
     close = max(start * (1 + rng.gauss(0, calm)), 0.01)
     price[a] = close

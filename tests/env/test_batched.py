@@ -34,6 +34,12 @@ def compare_batch(seed: int) -> None:
         compare_with_reference(got, case)
 
 
+@pytest.mark.parametrize("path", GOLDEN, ids=lambda path: path.stem)
+def test_reference_reproduces_the_golden_ledgers(path):
+    case = json.loads(path.read_text())
+    assert_same(Ledger(case).run(), case["expected"])
+
+
 @pytest.mark.parametrize("seed", range(30))
 def test_random_episodes_in_batches_equal_the_decimal_reference(seed):
     compare_batch(seed)

@@ -36,11 +36,12 @@ def assert_equal_runs(one, two, pick=slice(None)):
         assert torch.equal(value[pick], two[1][name][pick]), name
 
 
+@pytest.mark.parametrize("lag", [0, 1, 2])
 @pytest.mark.parametrize("assets", ["single", "all"])
-def test_episode_does_not_depend_on_how_many_environments_there_are(assets):
+def test_episode_does_not_depend_on_how_many_environments_there_are(assets, lag):
     """Bit for bit: environments 3 and 5 of eight are what they are alone, bankruptcies included."""
     market = crash(build_market(missing=0.1), 60)
-    config = reckless(assets=assets)
+    config = reckless(assets=assets, fill_lag=lag)
     eight = build_simulator(market, config, ids=torch.arange(8))
     two = build_simulator(market, config, ids=torch.tensor([3, 5]))
     table = weights(8, eight.n_assets, 60).abs() * 3
@@ -53,18 +54,37 @@ def test_episode_does_not_depend_on_how_many_environments_there_are(assets):
         assert_equal_runs((all_runs[0][pick], {k: v[pick] for k, v in all_runs[1].items()}), both)
 
 
-def test_one_environments_actions_change_no_other_by_one_bit():
+@pytest.mark.parametrize("lag", [0, 1, 2])
+def test_one_environments_actions_change_no_other_by_one_bit(lag):
     market = crash(build_market(), 60)
     table = weights(6, 1, 60).abs() * 3
     other = table.clone()
     other[:, 2] = 4.0
     runs = []
     for actions in (table, other):
-        simulator = build_simulator(market, reckless(), n=6)
+        simulator = build_simulator(market, reckless(fill_lag=lag), n=6)
         simulator.begin_episodes(60)
         runs.append(run(simulator, actions))
     assert not torch.equal(runs[0][0][2], runs[1][0][2])
     assert_equal_runs(*runs, pick=torch.tensor([0, 1, 3, 4, 5]))
+
+
+@pytest.mark.parametrize("lag", [0, 1, 2])
+def test_one_environment_begun_anew_changes_no_other_and_keeps_nothing(lag):
+    table, config = weights(4, 1, 40), all_costs(fill_lag=lag)
+    starts = torch.zeros(4, 1, dtype=torch.int64), torch.full((4,), 40)
+    runs = []
+    for anew in (False, True):
+        simulator = build_simulator(config=config, n=4)
+        simulator.begin_at(*starts)
+        run(simulator, table[:15])
+        if anew:
+            simulator.begin_some(torch.arange(4) == 2, *starts)
+        runs.append(run(simulator, table[15:]))
+    assert_equal_runs(*runs, pick=torch.tensor([0, 1, 3]))
+    fresh = build_simulator(config=config, n=4)
+    fresh.begin_at(*starts)
+    assert_equal_runs(run(fresh, table[15:]), runs[1], pick=torch.tensor([2]))
 
 
 def test_seed_changes_the_starts_and_is_honoured():
@@ -133,7 +153,8 @@ def test_begin_at_refuses_foreign_bars_and_symbols():
         simulator.begin_at(one[:1], one[:, 0])
 
 
-def test_future_bars_change_nothing_of_the_past():
+@pytest.mark.parametrize("lag", [0, 1, 2])
+def test_future_bars_change_nothing_of_the_past(lag):
     market = build_market(bars=100)
     later = torch.arange(100)[:, None] > 70
     changed = {
@@ -144,7 +165,7 @@ def test_future_bars_change_nothing_of_the_past():
     table = weights(4, 1, 40)
     runs = []
     for data in (market, replace(market, **changed)):
-        simulator = build_simulator(data, n=4)
+        simulator = build_simulator(data, all_costs(fill_lag=lag), n=4)
         simulator.begin_at(torch.tensor([[0], [1], [2], [0]]), torch.full((4,), 40))
         runs.append(run(simulator, table))
     past = [(tokens[:, :31], {k: v[:, :30] for k, v in steps.items()}) for tokens, steps in runs]
@@ -255,10 +276,11 @@ def test_bankruptcy_draws_the_next_episode_and_keeps_nothing():
     assert gone.sum() > 5
 
 
+@pytest.mark.parametrize("lag", [0, 1, 2])
 @pytest.mark.parametrize("assets", ["single", "all"])
-def test_restored_state_continues_bit_exactly(assets, tmp_path):
+def test_restored_state_continues_bit_exactly(assets, lag, tmp_path):
     market = crash(build_market(missing=0.1), 60)
-    config = reckless(assets=assets)
+    config = reckless(assets=assets, fill_lag=lag)
     simulator = build_simulator(market, config)
     simulator.begin_episodes(60)
     table = weights(5, simulator.n_assets, 60).abs() * 3
