@@ -7,6 +7,7 @@ account's path depends on its starts and actions alone, bit for bit, not on N.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -14,6 +15,7 @@ import numpy as np
 import torch
 from gymnasium import spaces
 
+from hpcrl.config.env import HINDSIGHT
 from hpcrl.env.actions import Actions
 from hpcrl.env.episodes import find_starts
 from hpcrl.env.places import Places
@@ -45,13 +47,23 @@ class Played(NamedTuple):
     truncated_N: np.ndarray  # bool: the episode's last step, and not bankrupt
 
 
+def _warn(settings: Settings) -> None:
+    if settings.split == "test":
+        said = "the test split is sealed: what is chosen after looking at it is no longer tested by it"
+        warnings.warn(said, stacklevel=4)
+    if settings.env.fill_lag == 0:
+        warnings.warn(HINDSIGHT, stacklevel=4)
+
+
 class Desk:
     def __init__(self, settings: Settings, n_envs: int) -> None:
         """HpcrlError where the file, the split, a symbol or the episode's length does not fit."""
         self.settings, self.n_envs = settings, n_envs
         self.opened = opened = open_market(settings.market)
         steps = settings.episode_steps
-        self.bars = opened.market.require(settings.split, steps)
+        opened.market.require(settings.split, steps)
+        self.bars = opened.market.split_range(settings.split, settings.env.fill_lag)
+        _warn(settings)
         self.simulator = Simulator(
             opened.tensors,
             settings.env,
@@ -62,7 +74,10 @@ class Desk:
             renew=False,
         )
         all_assets = settings.env.assets == "all"
-        starts = find_starts(opened.tensors, steps=steps, bars=self.bars, all_assets=all_assets)
+        try:
+            starts = find_starts(opened.tensors, steps=steps, bars=self.bars, all_assets=all_assets)
+        except HpcrlError as error:
+            raise HpcrlError(f"episode_steps = {steps} of the {settings.split} split: {error}") from None
         self.symbols = opened.market.symbols
         self.places = Places(starts, self.symbols, all_assets=all_assets, steps=steps)
         self.actions = Actions(settings, self.simulator.n_assets)
@@ -84,7 +99,7 @@ class Desk:
     def observation_names(self) -> list[str]:
         """Names of an observation's entries; an account on one symbol calls it "asset"."""
         symbols = self.symbols if self.settings.env.assets == "all" else ("asset",)
-        return entry_names(self.opened.market.feature_names, symbols)
+        return entry_names(self.opened.market.feature_names, symbols, self.simulator.reward_entries)
 
     # ---- episodes
 
