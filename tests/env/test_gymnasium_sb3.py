@@ -1,6 +1,8 @@
 """Stable-Baselines3's agents train on the environments as they are."""
 
+import re
 import warnings
+from pathlib import Path
 
 import gymnasium
 import numpy as np
@@ -119,3 +121,12 @@ def test_options_and_attributes_of_the_batch(planted_path):
         with pytest.raises(AttributeError, match="of a batch"):
             call()
     env.close()
+
+
+def test_the_readmes_example_runs(planted_path):
+    readme = (Path(__file__).resolve().parents[2] / "README.md").read_text()
+    (code,) = re.findall(r"<!-- gymnasium -->\n```python\n(.*?)```", readme, re.S)
+    assert code.count("data/market.h5") == 2
+    names: dict = {}
+    exec(code.replace("data/market.h5", str(planted_path)), names)
+    assert names["picture"].shape == (600, 800, 3) and names["truncated"].shape == (256,)
