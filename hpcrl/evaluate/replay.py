@@ -7,6 +7,7 @@ the first being the start, the last the bankrupt one if there is one.
 from __future__ import annotations
 
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from hpcrl.config.env import HINDSIGHT
 from hpcrl.env.account import Account, Outcome, advance, open_accounts
 from hpcrl.env.bars import PackedBars, pack
 from hpcrl.evaluate.case import Case, read_case
@@ -99,6 +101,8 @@ def replay_files(
         raise HpcrlError("nothing to replay: give --case, or --bars, --weights and --costs")
     else:
         raise HpcrlError(f"--bars, --weights and --costs belong together: {' and '.join(missing)} is missing")
+    if parsed.rules.fill_lag == 0:
+        print(f"WARNING: {HINDSIGHT}", file=sys.stderr)
     ledger = replay(parsed)
     suffix = out.suffix.lower()
     if suffix == ".csv" or (suffix != ".json" and not case):
