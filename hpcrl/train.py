@@ -13,6 +13,8 @@ import torch
 
 from hpcrl.checkpoint.find import FORMAT
 from hpcrl.checkpoint.manager import CheckpointManager
+from hpcrl.config.load import validate
+from hpcrl.config.policy import PolicyConfig
 from hpcrl.config.root import Config
 from hpcrl.engine.engine import Engine
 from hpcrl.env.simulator import Simulator
@@ -95,21 +97,23 @@ class Trainer:
         """Weights, moments and return statistics of another run or member; nothing of its progress."""
         wanted = (self.collector.simulator.n_entries, self.collector.simulator.n_assets)
         found = (portable["n_entries"], portable["n_assets"])
-        if wanted != found or portable["config"]["policy"] != self.config.policy.model_dump(mode="json"):
+        policy = validate(portable["config"], "the checkpoint's config").policy
+        if wanted != found or policy != self.config.policy:
             raise HpcrlError(
-                f"the checkpoint's policy ({_shape(portable['config']['policy'], *found)}) is not the one of "
-                f"this config ({_shape(self.config.policy.model_dump(mode='json'), *wanted)}); "
-                "use the same policy section, features and assets"
+                f"the checkpoint's policy ({_shape(policy, *found)}) is not the one of this config "
+                f"({_shape(self.config.policy, *wanted)}); use the same policy section, features and assets"
             )
         self.engine.load(portable["model"])
         self.engine.refresh(self.collector.policy)
         self.scale.load(portable["return_scale"])
 
 
-def _shape(policy: dict, n_entries: int, n_assets: int) -> str:
+def _shape(policy: PolicyConfig, n_entries: int, n_assets: int) -> str:
+    bounds = f"continuous in {policy.weight_low:g} to {policy.weight_high:g}"
+    head = f"{len(policy.positions)} positions" if policy.head == "discrete" else bounds
     return (
-        f"{policy['model_type']} d_model {policy['d_model']} x {policy['layers']} layers, window "
-        f"{policy['window']}, {len(policy['positions'])} positions, {n_assets} assets, {n_entries} entries"
+        f"{policy.model_type} d_model {policy.d_model} x {policy.layers} layers, window {policy.window}, "
+        f"{head}, {n_assets} assets, {n_entries} entries"
     )
 
 

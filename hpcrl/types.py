@@ -53,7 +53,8 @@ class Rollout:
     age_CNQ: Tensor
     """int64, tokens of the same episode before this one (history included)."""
     action_CNQA: Tensor
-    """Of the policy's distribution: int64 index into policy.positions (discrete)."""
+    """Of the policy's distribution: int64 index into policy.positions (discrete), or the number before the
+    squashing, float32 (continuous)."""
     reward_CNQ: Tensor
     """float32, shaped, unscaled."""
     terminated_CNQ: Tensor

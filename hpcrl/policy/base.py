@@ -48,6 +48,8 @@ class Policy(nn.Module, ABC):
                     nn.init.zeros_(module.bias)
         self._initialise_trunk()
         nn.init.normal_(self.actor.weight, std=0.01 * self.actor.in_features**-0.5)
+        with torch.no_grad():
+            self.actor.bias.copy_(torch.tensor(self.distribution.bias).repeat(self.n_assets))
         nn.init.zeros_(self.critic.weight)
 
     def _initialise_trunk(self) -> None:

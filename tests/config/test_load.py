@@ -81,6 +81,8 @@ def test_include_reads_the_other_file_first(tmp_path):
         ("policy.window=200", ["policy.window = 200", "64, 128, 256"]),
         ("policy.heads=3", ["d_model = 256", "2 x heads = 6"]),
         ("policy.positions=[1,0]", ["policy.positions = [1, 0]", "ascending"]),
+        ("policy.head=beta", ["policy.head = 'beta'", "'discrete' or 'continuous'"]),
+        ("policy.weight_low=1", ["weight_low = 1 must lie below weight_high = 1"]),
         ("policy.positions=[yes,2]", ["policy.positions = [True, 2]: a number is needed"]),
         ("env.rewards.log_return=0", ["rewards", "at least one"]),
         ("market.train_fraction=0.9", ["train_fraction + validation_fraction = 0.9 + 0.15", "test split"]),
