@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from hpcrl.config.policy import PolicyConfig
 from hpcrl.policy.base import Policy
+from hpcrl.policy.lightweight import LightweightPolicy
 from hpcrl.policy.transformer import TransformerPolicy
 
 __all__ = ["Policy", "build_policy"]
@@ -11,4 +12,5 @@ __all__ = ["Policy", "build_policy"]
 
 def build_policy(config: PolicyConfig, n_entries: int, n_assets: int) -> Policy:
     """A fresh policy under the caller's torch seed."""
-    return TransformerPolicy(config, n_entries, n_assets)
+    kind = {"transformer": TransformerPolicy, "lightweight": LightweightPolicy}[config.model_type]
+    return kind(config, n_entries, n_assets)
