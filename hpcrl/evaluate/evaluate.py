@@ -20,6 +20,7 @@ from hpcrl.config.env import HINDSIGHT
 from hpcrl.evaluate.backtest import Plan, PolicyStrategy, make_plan, new_simulator, play_plan
 from hpcrl.evaluate.baselines import BuyAndHold, Flat, hold_config, hold_weight, matched_random
 from hpcrl.evaluate.evaluation import AGENT, FLAT, HOLD, RANDOM, Curves, Evaluation, Row
+from hpcrl.evaluate.lags import play_lags
 from hpcrl.evaluate.load import LoadedRun, load_data, load_run, pick_device
 from hpcrl.evaluate.metrics import periods_per_year, sharpe_error
 from hpcrl.evaluate.sealed import open_sealed
@@ -93,6 +94,9 @@ class _Played:
     rows: tuple[Row, ...]
     curves: Curves
     tracks: dict[str, Track]
+    lags: list[dict[str, Any]]
+    halving: str
+    """A warning where the result halves from fill_lag 1 to 2, else empty."""
 
 
 class _Scorer:
@@ -148,7 +152,8 @@ def _play_all(
     low, high = np.percentile(path_TK, (5, 95), axis=1)
     at = slice(plan.lo, plan.hi)
     drawn = Curves(market.ts_B[at], market.session_B[at], curves, (low, high))
-    return _Played(tuple(rows), drawn, {AGENT: agent, HOLD: hold})
+    lags, halving = play_lags(tensors, config.env, plan, agent, session_T=scorer.session_T, periods=periods)
+    return _Played(tuple(rows), drawn, {AGENT: agent, HOLD: hold}, lags, halving)
 
 
 def _normalised(equity_TN: np.ndarray) -> np.ndarray:
@@ -219,6 +224,7 @@ def _meta(
         "sizing": env.sizing,
         "costs": env.costs.model_dump(),
         "fill_lag": env.fill_lag,
+        "fill_lag_table": played.lags,
         "draws": draws,
         "seed": seed,
         "agent_beats_random": played.rows[0].metrics["beats_random"],
@@ -248,6 +254,8 @@ def _warnings(
             f"an annualised Sharpe ratio of {agent['sharpe']:.1f} is suspicious: look for a leak "
             f"(standard error of this sample: {meta['sharpe_standard_error']:.1f})"
         )
+    if played.halving:
+        said.append(played.halving)
     if agent["trades"] == 0:
         said.append("the agent never traded here")
     if agent["bankrupt"] or played.tracks[AGENT].bankrupt_N.any():

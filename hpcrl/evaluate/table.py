@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from hpcrl.evaluate.evaluation import AGENT, FLAT, HOLD, RANDOM, STRATEGIES, Evaluation
+from hpcrl.evaluate.lags import lag_line
 
 NAMES = {AGENT: "agent", HOLD: "buy and hold", FLAT: "flat", RANDOM: "matched random"}
 FEW_SESSIONS = 20
@@ -98,6 +99,7 @@ def render_table(evaluation: Evaluation) -> Group:
         values = [evaluation.row(strategy)[key] for strategy in STRATEGIES]
         table.add_row(label, *(_show(value, kind) for value in values))
     parts.append(table)
+    parts.append(Text(lag_line(evaluation.meta["fill_lag_table"])))
     if len(evaluation.meta["accounts"]) > 1:
         parts.append(_by_symbol(evaluation))
     return Group(*parts)
