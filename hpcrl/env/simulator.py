@@ -276,12 +276,16 @@ class Simulator:
     def step(self, weight_NA: Tensor) -> Step:
         """Trade toward the target weights (share of equity, any float dtype) and move on by one bar.
 
-        HpcrlError where the episode (or, after ``begin_at``, the data) has no further bar.
+        HpcrlError where the episode (or, after ``begin_at``, the data) has no further bar, or the shape is
+        another. Values are not looked at, for that would be to wait for the device.
         """
         if self._left < 1:
             raise HpcrlError("step: the episode has ended; begin a new one")
-        self._left -= 1
         state = self._state
+        if weight_NA.shape != state.quantity_NA.shape:  # or it would broadcast in silence
+            wanted = list(state.quantity_NA.shape)
+            raise HpcrlError(f"step needs weights of shape {wanted}, got {list(weight_NA.shape)}")
+        self._left -= 1
         weight_NA = weight_NA.to(torch.float64)
         state.row_NA.add_(1)
         bar = self._packed.at(state.row_NA)

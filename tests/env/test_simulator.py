@@ -7,7 +7,7 @@ import pytest
 import torch
 from small_markets import all_costs, build_market, build_simulator, crash, reckless
 
-from hpcrl.config.env import CostConfig, EnvConfig, RewardConfig
+from hpcrl.config.env import CostConfig, EnvConfig, RewardConfig, SymbolCosts
 from hpcrl.env.simulator import Step
 from hpcrl.types import HpcrlError
 
@@ -315,9 +315,13 @@ def test_margin_call_liquidates_at_the_next_step():
     assert after[0] > 2.5 and after[1] == 0 and after[2] == pytest.approx(2, abs=0.1)
 
 
-def test_step_and_observe_read_no_device_value(monkeypatch):
+@pytest.mark.parametrize("lag", [0, 1, 2])
+@pytest.mark.parametrize("symbols", [{}, {"S0": SymbolCosts(bps=3.0, participation=0.01)}])
+def test_step_and_observe_read_no_device_value(lag, symbols, monkeypatch):
     """Nothing may wait for the device; the one test on the CPU's own memory is allowed."""
-    simulator = build_simulator(n=4)
+    market = replace(build_market(), symbols=("S0", "S1", "S2"))
+    config = all_costs(fill_lag=lag, max_net=0.5, costs=CostConfig(symbols=symbols))
+    simulator = build_simulator(market, config, n=4)
     simulator.begin_episodes(20)
     monkeypatch.setattr(simulator, "device", torch.device("cuda"))  # take the accelerator's branch
 
@@ -326,11 +330,21 @@ def test_step_and_observe_read_no_device_value(monkeypatch):
 
     for name in ("item", "__bool__", "__int__", "__float__", "tolist", "cpu", "numpy", "nonzero"):
         monkeypatch.setattr(torch.Tensor, name, refuse)
-    addresses = [x.data_ptr() for x in simulator._state.named().values()]
+    addresses = [x.data_ptr() for x in simulator._named().values()]
     for _ in range(3):
         simulator.observe()
         simulator.step(torch.full((4, 1), 0.5))
-    assert addresses == [x.data_ptr() for x in simulator._state.named().values()]
+    assert addresses == [x.data_ptr() for x in simulator._named().values()]
+
+
+@pytest.mark.parametrize("shape", [(4,), (1, 1), (4, 2), (3, 1)])
+def test_weights_of_another_shape_are_refused_and_nothing_moves(shape):
+    simulator = build_simulator(n=4)
+    simulator.begin_episodes(20)
+    before = simulator.state_dict()
+    with pytest.raises(HpcrlError, match=r"weights of shape \[4, 1\], got"):
+        simulator.step(torch.zeros(shape))
+    assert all(torch.equal(value, before[name]) for name, value in simulator.state_dict().items())
 
 
 def test_skipping_the_renewal_on_a_cpu_changes_nothing(monkeypatch):
