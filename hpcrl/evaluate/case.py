@@ -68,6 +68,8 @@ def read_number(value: Any, where: str, key: str) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
         raise fail(where, f"{key} = {quote(value)} is not a number")
     try:
+        if isinstance(value, str) and ("_" in value or not value.isascii()):  # Python's float reads 1_0 as 10
+            raise ValueError
         number = float(value)
     except (ValueError, OverflowError):
         raise fail(where, f"{key} = {quote(value)} is not a number") from None

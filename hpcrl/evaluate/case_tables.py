@@ -42,6 +42,9 @@ from hpcrl.market.files import read_table
 
 BAR_COLUMNS = ("timestamp", "symbol", *PRICES, "volume")
 WEIGHT_COLUMNS = ("timestamp", "symbol", "weight")
+_ISO = re.compile(
+    r"\d{4}-\d\d-\d\d([T ]\d\d:\d\d(:\d\d(\.\d+)?)?(Z|[+-]\d\d(:?\d\d)?)?)?", re.IGNORECASE | re.ASCII
+)
 _HALTED = {"true": True, "1": True, "false": False, "0": False}
 
 
@@ -129,6 +132,8 @@ class _Rows:
     def _read_stamp(self, cell: Any, where: str) -> int:
         if isinstance(cell, str) and not re.fullmatch(r"\s*[+-]?\d+(\.\d*)?\s*", cell):
             try:
+                if not _ISO.fullmatch(cell.strip()):  # fromisoformat itself lets much through
+                    raise ValueError
                 cell = datetime.fromisoformat(cell.strip())
             except ValueError:
                 said = (

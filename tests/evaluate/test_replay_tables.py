@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 import yaml
 from ledger_compare import assert_same
+from random_cases import random_case
 
 from hpcrl.evaluate.replay import replay_case, replay_tables
 from hpcrl.types import HpcrlError
@@ -184,6 +185,10 @@ BAD = {
     "bar out of order": ("bars", "16:10:00Z,A", "16:01:00Z,A", ["line 5, A", "which is before line 4"]),
     "no symbol": ("bars", "16:05:00Z,A", "16:05:00Z,", ["line 4: symbol = None is no name"]),
     "no time": ("bars", "2022-04-18T16:05:00Z,A", "noon,A", ["line 4, A", "'noon' is neither ISO 8601"]),
+    "almost ISO": ("bars", "16:05:00Z", "16:05:00'Z", ["neither ISO 8601"]),
+    "another date form": ("bars", "2022-04-18T16:05:00Z", "04/18/2022 16:05", ["neither ISO 8601"]),
+    "no such day": ("bars", "04-18T16:05", "02-30T16:05", ["neither ISO 8601"]),
+    "number of Python": ("bars", "10,1000", "10,1_000", ["line 2, A", "volume = '1_000' is not a number"]),
     "empty time": ("bars", "2022-04-18T16:05:00Z,A", ",A", ["line 4, A", "None is no point in time"]),
     "milliseconds": ("bars", "2022-04-18T16:05:00Z,A", "1650297900000,A", ["must be unix seconds"]),
     "half seconds": ("bars", "16:05:00Z,A", "16:05:00.5Z,A", ["line 4, A", "must be whole seconds"]),
@@ -263,6 +268,14 @@ def test_no_input_is_written_over(hpcrl, tmp_path):
         code, _, err = hpcrl(*options(*files, file))
         assert code == 2 and "one of the inputs" in err
     assert [file.read_text() for file in files] == [BARS, WEIGHTS, COSTS]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_random_cases_as_tables_give_the_same_ledger(seed):
+    """Late listings, missing bars, halts, corporate actions, costs by symbol, every fill lag."""
+    case = random_case(seed)
+    bars, weights = tables_of(case)
+    assert replay_tables(bars, weights, case["config"]) == replay_case(case)
 
 
 def test_frames_are_named_by_row(tmp_path):
