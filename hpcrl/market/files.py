@@ -43,12 +43,18 @@ def read_files(path: str | Path, features: tuple[str, ...] = ()) -> tuple[pd.Dat
 
 
 def read_table(path: str | Path) -> pd.DataFrame:
-    """One CSV or Parquet file as it stands, with ``_line``; the cells of a CSV are text, empty ones NaN."""
+    """One CSV or Parquet file as it stands, with ``_line``; the cells of a CSV are text, empty ones NaN.
+
+    HpcrlError as ``read_files``, and for a CSV line with too few fields: a file that was cut off.
+    """
     path = Path(path)
     if path.is_dir():
         raise HpcrlError(f"{path}: is a folder; name one CSV or Parquet file")
     [file] = list_files(path)
-    return _read_csv(file, all_text=True) if file.suffix.lower() == ".csv" else _read_parquet(file)
+    if file.suffix.lower() != ".csv":
+        return _read_parquet(file)
+    _check_fields(file)
+    return _read_csv(file, all_text=True)
 
 
 def pick_columns(frame: pd.DataFrame, features: tuple[str, ...], name: str) -> pd.DataFrame:
@@ -124,6 +130,21 @@ def _read_csv(file: Path, all_text: bool = False) -> pd.DataFrame:
     frame["_line"] = np.arange(2, len(frame) + 2, dtype=np.int64)
     blank = frame.drop(columns="_line").isna().all(axis=1)
     return frame[~blank] if blank.any() else frame
+
+
+def _check_fields(file: Path) -> None:
+    try:
+        with file.open(newline="", encoding="utf-8-sig") as stream:
+            rows = csv.reader(stream)
+            wanted = len(next(rows, []))
+            for row in rows:
+                if row and len(row) != wanted:
+                    where = f"{file}, line {rows.line_num}"
+                    raise HpcrlError(f"{where}: {len(row)} fields, but the header names {wanted}")
+    except UnicodeDecodeError as error:
+        raise HpcrlError(f"{file}: not a readable CSV table: {error}") from None
+    except (OSError, csv.Error) as error:
+        raise HpcrlError(f"{file}: cannot be read: {error}") from None
 
 
 def _check_header(file: Path) -> None:

@@ -57,6 +57,12 @@ def options(bars, weights, costs, out):
     return ["replay", "--bars", bars, "--weights", weights, "--costs", costs, "--out", out]
 
 
+def with_column(name, first):
+    """The bars with one more column, empty but in the first row."""
+    header, start, *others = BARS.splitlines()
+    return "\n".join([f"{header},{name}", f"{start},{first}", *(f"{line}," for line in others)])
+
+
 def rows_of_csv(path):
     """The CSV ledger as rows of the JSON form."""
     rows = []
@@ -158,7 +164,6 @@ def test_corporate_actions_halts_and_sigma_come_from_their_columns(tmp_path):
     assert rows[2]["dividends"] == pytest.approx(0.5 * rows[2]["position"]["A"], rel=0.1)
 
 
-FIRST = "\n" + BARS.splitlines()[1]
 ALL_OF_THEM = ("zones of two tables", "weights of another day")
 # what: (table, old text, new text, parts of the message)
 BAD = {
@@ -175,10 +180,10 @@ BAD = {
     "negative volume": ("bars", "10,12,10,11,1000", "10,12,10,11,-1", ["line 4, A", "volume = -1"]),
     "no volume column": ("bars", ",volume", ",vol",
         ["bars.csv: unknown column 'vol'; did you mean 'volume'"]),
-    "unknown column": ("bars", "volume", "volume,adj", ["unknown column 'adj'"]),
-    "split of 0": ("bars", "volume" + FIRST, "volume,split" + FIRST + ",0",
+    "unknown column": ("bars", BARS, with_column("adj", "1"), ["unknown column 'adj'"]),
+    "split of 0": ("bars", BARS, with_column("split", "0"),
         ["line 2, A", "split = 0 must be above 0"]),
-    "halted": ("bars", "volume" + FIRST, "volume,halted" + FIRST + ",no",
+    "halted": ("bars", BARS, with_column("halted", "no"),
         ["line 2, A", "halted = 'no' must be true or false"]),
     "bar twice": ("bars", "16:05:00Z,A", "16:00:00Z,A",
         ["line 4, A", "2022-04-18T16:00:00Z' again, as in line 2"]),
@@ -199,7 +204,9 @@ BAD = {
     "header only": ("bars", BARS, BARS.splitlines()[0], ["bars.csv: has a header but no rows"]),
     "empty file": ("bars", BARS, "", ["bars.csv: the file is empty"]),
     "column twice": ("bars", "high", "open", ["the header names open more than once"]),
-    "too many fields": ("bars", "11,1000", "11,1000,7", ["bars.csv: not a readable CSV"]),
+    "too many fields": ("bars", "11,1000", "11,1000,7",
+        ["bars.csv, line 4: 8 fields, but the header names 7"]),
+    "cut off": ("bars", ",21,22,20,22,1000\n", "", ["bars.csv, line 8: 2 fields, but the header names 7"]),
     "weight text": ("weights", "0.5", "half",
         ["weights.csv, line 2, A at 2022-04-18T16:00:00Z: weight = 'half'"]),
     "weight NaN": ("weights", "0.5", "NaN", ["line 2, A", "weight = 'NaN' is not finite"]),
