@@ -2,7 +2,7 @@
 
 Owns who plays where (``Plan``), the loop, and the freezing of accounts that are bankrupt or whose symbol
 has ended. The simulator is the one that trains, with the run's own costs. Decisions see bars up to t and
-fill at the open of t + 1.
+fill at the open of t + 1, or where ``env.fill_lag`` says.
 """
 
 from __future__ import annotations

@@ -50,6 +50,16 @@ def table_of(market, config, path):
     return plan, play_plan(market, config, plan, make)
 
 
+@pytest.mark.parametrize("lag", [0, 1, 2])
+@pytest.mark.parametrize("assets", ["single", "all"])
+@pytest.mark.parametrize("lot", [0.0, 1.0])
+def test_buy_and_hold_buys_once_at_every_lag(lag, assets, lot):
+    """Two bars late, asking again for today's position would undo what is still on its way, for ever."""
+    track = hold(tiny_market(walk(symbols=3)), env(fill_lag=lag, assets=assets, lot=lot, max_net=0.8))
+    bought = np.flatnonzero(track.trades_TN.sum(1))
+    assert bought.tolist() == [max(lag - 1, 0)] and track.trades_TN.sum() == 3
+
+
 def test_flat_never_trades_and_pays_nothing():
     market = tiny_market(walk(symbols=2))
     config = EnvConfig()
