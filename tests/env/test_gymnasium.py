@@ -177,6 +177,16 @@ def test_bankruptcy_terminates_with_the_ruined_accounts_own_observation(crashing
     assert env.reset()[1]["equity"] == 100_000
 
 
+def test_bankruptcy_in_the_last_step_terminates_and_does_not_truncate(crashing_path):
+    place = {"symbol": "AAA", "bar": 300}
+    env = make(crashing_path, env=RECKLESS, positions=(0.0, 3.0))
+    env.reset(options=place)
+    steps = len(play(env, [1] * 40))
+    env = HpcrlTradingEnv(crashing_path, env=RECKLESS, positions=(0.0, 3.0), episode_steps=steps)
+    env.reset(options=place)
+    assert play(env, [1] * 40)[-1][2:4] == (True, False)
+
+
 def test_an_episode_starts_where_options_say(planted_path):
     env = make(planted_path)
     _, info = env.reset(seed=1, options={"symbol": "L2-0002", "bar": 277})
