@@ -1,8 +1,8 @@
 """``evaluate_run``: a run's deterministic policy over a held-out range, against baselines, after costs.
 
 Decisions see bars up to t and fill at the open of t + 1, or where ``env.fill_lag`` says; history reaches back
-before the range. Every strategy goes through the training simulator with the run's own costs. The test split is sealed: each
-opening is logged, and from the second per data set on the evaluation says so.
+before the range. Every strategy goes through the training simulator with the run's own costs. The test split
+is sealed: each opening is logged, and from the second per data set on the evaluation says so.
 """
 
 from __future__ import annotations
