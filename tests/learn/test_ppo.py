@@ -15,6 +15,7 @@ from hpcrl.market.stage import stage_synthetic
 from hpcrl.market.store import load_market
 from hpcrl.rollout.summary import summarise
 from hpcrl.train import Trainer, build, weight_divergence
+from hpcrl.types import HpcrlError
 
 TINY = {
     "train": {"world_size": 1, "epochs": 10},
@@ -180,6 +181,32 @@ def test_shares_count_every_action_of_every_asset(market, one_rank, head):
     assert list(found) == [f"action_share/{share}" for share in shares]
     assert sum(found.values()) == pytest.approx(1) and metrics["action_share_max"] == max(found.values())
     assert tally.shares_P.sum() == rollout.action_CNQA.numel() == 6 * 48 * 2
+
+
+@pytest.mark.parametrize(
+    ("item", "says"),
+    [
+        ("policy.head=continuous", "continuous in -1 to 1"),
+        ("policy.model_type=lightweight", "lightweight d_model 32"),
+    ],
+)
+def test_a_checkpoint_of_another_kind_is_refused_with_both_named(market, one_rank, item, says):
+    donor = trainer_of(market, one_rank).portable()
+    with pytest.raises(
+        HpcrlError, match="transformer d_model 32 x 2 layers, window 8, 3 positions"
+    ) as caught:
+        trainer_of(market, one_rank, item).adopt(donor)
+    assert says in str(caught.value)
+
+
+def test_a_checkpoint_from_before_a_key_existed_is_read_with_its_default(market, one_rank):
+    donor = trainer_of(market, one_rank).portable()
+    for key in ("head", "weight_low", "weight_high"):
+        del donor["config"]["policy"][key]
+    trainer = trainer_of(market, one_rank)
+    trainer.adopt(donor)
+    found = trainer.engine.snapshot()["weights"]
+    assert all(torch.equal(found[name], weight) for name, weight in donor["model"]["weights"].items())
 
 
 def test_early_stop_ends_the_epochs_and_is_told(market, one_rank):
