@@ -60,7 +60,7 @@ def causal(case: Case) -> Iterator[Finding]:
     check, count = "features_causal", 0
     for stretch in stretches(case):
         for turn, one in enumerate(sample(stretch)):
-            base = case.stage(one).features
+            base = case.staged_as_is(one).features
             # The code is the same for all symbols: with several, each takes half of the cuts.
             mine = cuts(case, one)[turn % 2 :: 2] if len(stretch) > 1 else cuts(case, one)
             for number, cut in enumerate(mine):
@@ -80,7 +80,7 @@ def session_so_far(case: Case) -> Iterator[Finding]:
     check, count = "session_so_far", 0
     for stretch in stretches(case):
         for one in sample(stretch):
-            base = case.stage(one).features
+            base = case.staged_as_is(one).features
             for cut, last in _inside_sessions(case, one):
                 count += 1
                 other = altered(case, one, one.ts[cut], seed=2, until_ns=one.ts[last])

@@ -90,6 +90,13 @@ class Case:
         """The bars staged again as they are."""
         return tuple(self.stage(one) for one in self.bars)
 
+    def staged_as_is(self, one: SymbolBars) -> SymbolBars:
+        """``one`` staged again; kept for the symbols of the data set, which every check asks for."""
+        for mine, staged in zip(self.bars, self.staged, strict=True):
+            if mine is one:
+                return staged
+        return self.stage(one)
+
     def assemble(self, bars: tuple[SymbolBars, ...]) -> Market:
         own = self.config.market
         fractions = (own.train_fraction, own.validation_fraction)

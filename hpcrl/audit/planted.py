@@ -255,6 +255,10 @@ def _noisy_return(rows: pd.DataFrame) -> np.ndarray:
     return value + 0.8 * value.std() * np.random.default_rng(0).standard_normal(len(value))
 
 
+def _coarse_close(rows: pd.DataFrame) -> np.ndarray:
+    return rows.groupby(rows["timestamp"].dt.floor("15min"))["close"].transform("last").to_numpy()
+
+
 def _next_feature(name: str) -> Callable[[pd.DataFrame], np.ndarray]:
     def value(rows: pd.DataFrame) -> np.ndarray:
         column = compute_features(_bars(rows), np.ones(len(rows)), "leak")[:, list(FEATURES).index(name)]
@@ -330,6 +334,8 @@ LEAKS: tuple[Leak, ...] = (
         "column: VWAP of the whole session", frame=_column(lambda rows: _whole_vwap(_bars(rows), np.empty(0)))
     ),
     Leak("column: next bar's high", frame=_column(lambda rows: _later(rows["high"].to_numpy()))),
+    Leak("column: 15-minute close before it has closed", frame=_column(_coarse_close)),
+    Leak("column: label of the next 20 bars", frame=_column(lambda rows: np.sign(_next_return(rows, 20)))),
     Leak("column: RSI of the next bar", frame=_column(_next_feature("rsi14"))),
     Leak("column standardised over the whole sample", frame=_column(_standardised)),
 )

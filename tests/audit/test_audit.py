@@ -130,6 +130,56 @@ def test_a_column_made_of_the_next_return_is_found_through_noise(tmp_path, noise
     assert any(line.startswith("source_columns") for line in alarms(case))
 
 
+def column_of(tmp_path, frame: pd.DataFrame, column) -> list:
+    """What ``source_columns`` says of a column made by ``column(one symbol's rows)``."""
+    parts = [np.asarray(column(rows), dtype=float) for _, rows in frame.groupby("symbol", sort=False)]
+    return list(source_columns(small_case(tmp_path, frame.assign(signal=np.concatenate(parts)))))
+
+
+def whole(rows: pd.DataFrame):
+    return rows.groupby(rows["timestamp"].dt.date)
+
+
+LEAKY = {
+    "the day's close": lambda rows: whole(rows)["close"].transform("last"),
+    "the day's return": lambda rows: np.log(
+        whole(rows)["close"].transform("last") / whole(rows)["open"].transform("first")
+    ),
+    "the day's high": lambda rows: whole(rows)["high"].transform("max"),
+    "next volume": lambda rows: rows["volume"].shift(-1).ffill(),
+    "smoothed over 101 bars": lambda rows: rows["close"].rolling(101, center=True, min_periods=1).mean(),
+    "label with a threshold": lambda rows: rows["close"].shift(-7).ffill() / rows["close"] > 1.001,
+    "scaled to 0 and 1": lambda rows: (
+        (rows["close"] - rows["close"].min()) / (rows["close"].max() - rows["close"].min())
+    ),
+}
+HONEST = {
+    "the day's high so far": lambda rows: whole(rows)["high"].cummax(),
+    "the day before's close": lambda rows: (
+        rows["timestamp"].dt.date.map(whole(rows)["close"].last().shift(1)).bfill()
+    ),
+    "minutes of the day": lambda rows: rows["timestamp"].dt.hour * 60 + rows["timestamp"].dt.minute,
+    "a trend in time": lambda rows: np.arange(len(rows)),
+    "a score between 0 and 1": lambda rows: rows["close"].rolling(50, min_periods=1).rank(pct=True).round(1),
+    "the sign of the last return": lambda rows: np.sign(rows["close"].diff().fillna(0.0)),
+    "a constant": lambda rows: np.full(len(rows), 3.0),
+    "a long mean": lambda rows: rows["close"].ewm(span=300).mean(),
+    "another asset": lambda rows: np.random.default_rng(1).standard_normal(len(rows)).cumsum(),
+}
+
+
+@pytest.mark.parametrize("name", LEAKY)
+def test_columns_of_the_future_are_found(tmp_path, name):
+    (found,) = column_of(tmp_path, small_market(seed=8), LEAKY[name])
+    assert found.verdict == "leak", found.evidence
+
+
+@pytest.mark.parametrize("name", HONEST)
+def test_columns_of_the_past_are_not(tmp_path, name):
+    (found,) = column_of(tmp_path, small_market(seed=8), HONEST[name])
+    assert found.verdict in ("pass", "warning"), found.evidence
+
+
 def test_a_column_made_of_the_past_is_no_leak_however_well_it_fits(tmp_path):
     frame = small_market(seed=6)
     past = frame.groupby("symbol")["close"].transform(
