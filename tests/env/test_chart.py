@@ -8,6 +8,7 @@ import pytest
 from gym_markets import RECKLESS
 from matplotlib import pyplot
 
+from hpcrl.env.chart import Chart
 from hpcrl.env.gymnasium import HpcrlTradingEnv, HpcrlVectorEnv
 
 UPPER, MIDDLE, LOWER = slice(80, 285), slice(300, 395), slice(415, 540)
@@ -35,6 +36,22 @@ def test_a_frame_is_a_picture_of_the_episode_so_far(planted_path):
     for _ in range(20):
         env.step(0)
     assert (env.render()[UPPER][right_half] != middle[UPPER][right_half]).any()
+
+
+def test_prices_end_at_the_bar_that_has_just_closed(planted_path, monkeypatch):
+    frames = []
+    monkeypatch.setattr(Chart, "draw", lambda self, frame: frames.append(frame))
+    env = make(planted_path)
+    _, info = env.reset(seed=1)
+    start = info["bar"]
+    for step in range(6):
+        env.render()
+        market = env._desk.opened.market
+        closes = market.close_BS[start : info["bar"] + 1, market.symbols.index(info["symbol"])]
+        np.testing.assert_array_equal(frames[-1].close_KA[:, 0], closes)
+        assert (frames[-1].bar, frames[-1].timestamp) == (info["bar"], info["timestamp"])
+        assert len(frames[-1].equity_K) == step + 1 and frames[-1].equity_K[-1] == info["equity"]
+        info = env.step(2)[4]
 
 
 def test_long_and_short_differ_and_flat_is_empty(planted_path):
