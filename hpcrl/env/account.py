@@ -5,8 +5,9 @@ orders, intrabar check, mark. Orders are decided at the close of bar t and fill 
 ``fill_lag`` 2 they wait one bar more, with 0 (research only) they fill before all else at that same close.
 Values of an asset are [N, A], values of an account [N, 1], so that both broadcast without reshaping.
 
-Nothing here reads a device value from Python; branches are on ``Rules`` alone, so what is switched off
-costs nothing. The same function drives training and ``hpcrl replay``.
+Branches are on ``Rules`` alone, so what is switched off costs nothing, and no device value is read from
+Python, unless the caller allows a ``look``: then masks are left out where nobody is in trouble. The same
+function drives training and ``hpcrl replay``.
 """
 
 from __future__ import annotations
@@ -33,10 +34,13 @@ class Account(NamedTuple):
 
 
 class Trade(NamedTuple):
+    """``Outcome`` holds all but the first, in this order."""
+
+    paid_NA: Tensor  # cash paid for the fill, negative where sold
     order_NA: Tensor
     fill_NA: Tensor
     price_NA: Tensor
-    paid_NA: Tensor  # cash paid, negative where sold
+    traded_NA: Tensor  # |paid|
     commission_NA: Tensor
     spread_NA: Tensor
     impact_NA: Tensor
@@ -50,8 +54,10 @@ class Outcome(NamedTuple):
     equity_raw_N1: Tensor  # may be negative where bankrupt
     log_return_N1: Tensor  # ln(E'/E); ln(reward_floor) where bankrupt
     bankrupt_N1: Tensor  # bool
-    solvent_N1: Tensor  # bool: equity > 0 at the open; where not, bankrupt by the gap
-    intrabar_N1: Tensor | None  # bool: equity <= 0 at the bar's worst prices (None: not checked)
+    some_bankrupt: bool  # False: known that nobody is
+    some_called: bool  # False: known that nobody is
+    solvent_N1: Tensor | None  # bool: equity > 0 at the open (None: all); where not, bankrupt by the gap
+    intrabar_N1: Tensor | None  # bool: equity <= 0 at the bar's worst prices (None: nobody's, or not checked)
     held_NA: Tensor  # the quantity of before the orders, counted as after corporate actions
     order_NA: Tensor  # signed quantity wanted, noise removed
     fill_NA: Tensor  # signed quantity filled
@@ -79,71 +85,109 @@ def over_assets(value_NA: Tensor) -> Tensor:
     return value_NA if value_NA.shape[1] == 1 else value_NA.sum(1, keepdim=True)
 
 
-def advance(account: Account, weight_NA: Tensor, bar: Bar, rules: Rules) -> Outcome:
-    """One step: target weights decided at the close of bar t, filled and marked in ``bar`` (t+1)."""
+def _positive(value: Tensor, look: bool) -> bool:
+    """Whether all values are known to be > 0."""
+    return look and value.min().item() > 0.0
+
+
+def advance(
+    account: Account,
+    weight_NA: Tensor,
+    bar: Bar,
+    rules: Rules,
+    *,
+    look: bool = False,
+    some_called: bool = True,
+) -> Outcome:
+    """One step: target weights decided at the close of bar t, filled and marked in ``bar`` (t+1).
+
+    ``look``: values may be read from Python, a trifle on a CPU and a wait on an accelerator; where nobody is
+    in trouble nothing is masked then, and the outcome is the same bit for bit. ``some_called``: False where
+    it is known that ``account`` holds no margin call.
+    """
     cash, held, trade = account.cash_N1, account.quantity_NA, None
-    zero = cash.new_zeros(())  # torch.where with a number would make one each time
+    called = account.called_N1 if rules.maintenance and some_called else None
     if rules.fill_lag == 0:
-        trade = _trade_at_close(account, weight_NA, bar, rules, zero)
+        trade = _trade_at_close(account, weight_NA, called, bar, rules)
         cash = cash - over_assets(trade.paid_NA + trade.commission_NA)
     start = held
     quantity = held if trade is None else held + trade.fill_NA
-    cash, quantity, dividend = _corporate(cash, quantity, bar)
-    financing = _financing(cash, quantity, bar, rules)
-    cash = cash + financing
-    if bar.corporate is not None:  # delisting, without fees
-        cash = cash + over_assets(quantity * bar.corporate.payout)
-        quantity = quantity * bar.corporate.listed
+    cash, quantity, financing, dividend = _carried(cash, quantity, bar, rules)
     at_open = cash + over_assets(quantity * bar.open)
-    solvent = at_open > 0.0
+    solvent = None if _positive(at_open, look) else at_open > 0.0
 
     if trade is None:
         held = quantity
-        target = _target(account, weight_NA, at_open, bar, rules)
-        trade = _trade(held, target, bar.open, solvent, bar, rules, zero)
+        target = _target(account, weight_NA, called, at_open, bar, rules)
+        trade = _trade(held, target, bar.open, solvent, bar, rules)
         cash = cash - over_assets(trade.paid_NA + trade.commission_NA)
         quantity = held + trade.fill_NA
     elif bar.corporate is not None:
         held = start * bar.corporate.split * bar.corporate.listed
 
-    value = quantity * bar.close
-    raw = cash + over_assets(value)
-    intrabar = None
-    if rules.intrabar:
-        worst = cash + over_assets(torch.minimum(quantity * bar.low, quantity * bar.high))
-        intrabar = worst <= 0.0
-        raw = torch.where(intrabar, worst, raw)
-    raw = torch.where(solvent, raw, at_open)
-    bankrupt = raw <= 0.0
-    value = torch.where(bankrupt, zero, value)
-    equity = raw.clamp_min(0.0)
-    after = Account(
-        torch.where(bankrupt, raw, cash),
-        torch.where(bankrupt, zero, quantity),
-        equity,
-        equity < over_assets(value.abs()) * rules.maintenance if rules.maintenance else account.called_N1,
-        _next_pending(account, weight_NA, bankrupt, bar, rules) if rules.fill_lag == 2 else None,
-    )
-    log_return = torch.log((raw / account.equity_N1).masked_fill(bankrupt, rules.reward_floor))
+    value, raw, intrabar = _mark(cash, quantity, bar, rules, look)
+    if solvent is not None:
+        raw = torch.where(solvent, raw, at_open)
+    growth, equity = raw / account.equity_N1, raw
+    some_bankrupt = solvent is not None or intrabar is not None or not _positive(raw, look)
+    bankrupt = raw <= 0.0 if some_bankrupt else torch.zeros_like(account.called_N1)
+    if some_bankrupt:
+        value, quantity = value.masked_fill(bankrupt, 0.0), quantity.masked_fill(bankrupt, 0.0)
+        cash, equity = torch.where(bankrupt, raw, cash), raw.clamp_min(0.0)
+        growth.masked_fill_(bankrupt, rules.reward_floor)
+    pending = _next_pending(account, weight_NA, bankrupt, bar, rules) if rules.fill_lag == 2 else None
+    now_called, some_called = _called(equity, value, account, rules, look)
+    after = Account(cash, quantity, equity, now_called, pending)
     return Outcome(
         after,
         value,
         raw,
-        log_return,
+        growth.log_(),
         bankrupt,
+        some_bankrupt,
+        some_called,
         solvent,
         intrabar,
         held,
-        trade.order_NA,
-        trade.fill_NA,
-        trade.price_NA,
-        trade.paid_NA.abs(),
-        trade.commission_NA,
-        trade.spread_NA,
-        trade.impact_NA,
+        *trade[1:],
         financing,
         dividend,
     )
+
+
+def _mark(
+    cash: Tensor, quantity: Tensor, bar: Bar, rules: Rules, look: bool
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Values and equity at the close; where it is gone at the bar's worst prices, the equity at those."""
+    value = quantity * bar.close
+    equity = cash + over_assets(value)
+    if rules.intrabar:
+        worst = cash + over_assets(torch.minimum(quantity * bar.low, quantity * bar.high))
+        if not _positive(worst, look):
+            gone = worst <= 0.0
+            return value, torch.where(gone, worst, equity), gone
+    return value, equity, None
+
+
+def _called(equity: Tensor, value: Tensor, account: Account, rules: Rules, look: bool) -> tuple[Tensor, bool]:
+    """Whose equity lies below the maintenance margin of what they hold; False where known that nobody's."""
+    if not rules.maintenance:
+        return account.called_N1, False
+    needed = over_assets(value.abs()).mul_(rules.maintenance)
+    if _positive(equity - needed, look):
+        return torch.zeros_like(account.called_N1), False
+    return equity < needed, True
+
+
+def _carried(cash: Tensor, held: Tensor, bar: Bar, rules: Rules) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Cash and quantity before the orders at the open, with the financing and dividends in the cash."""
+    cash, held, dividend = _corporate(cash, held, bar)
+    financing = _financing(cash, held, bar, rules)
+    cash = cash + financing
+    if bar.corporate is not None:  # delisting, without fees
+        cash = cash + over_assets(held * bar.corporate.payout)
+        held = held * bar.corporate.listed
+    return cash, held, financing, dividend
 
 
 def _corporate(cash: Tensor, held: Tensor, bar: Bar) -> tuple[Tensor, Tensor, Tensor]:
@@ -160,17 +204,17 @@ def _financing(cash: Tensor, held: Tensor, bar: Bar, rules: Rules) -> Tensor:
     of bar t for the real time until bar t+1."""
     if not rules.has_financing:
         return torch.zeros_like(cash)
-    short_NA = (held * bar.last).clamp_max(0.0)
+    short_NA = (held * bar.last).clamp_max_(0.0)
     short = over_assets(short_NA)  # <= 0
-    free = cash + short
     if rules.credit_rate:
+        free = cash + short
         yearly = free * rules.debit_rate
-        yearly = torch.add(yearly, free.clamp_min(0.0), alpha=rules.credit_rate - rules.debit_rate)
+        yearly.add_(free.clamp_min_(0.0), alpha=rules.credit_rate - rules.debit_rate)
     else:  # adding and taking the debit rate would leave an idle account's cash a financing of 1e-12
-        yearly = free.clamp_max(0.0) * rules.debit_rate
+        yearly = (cash + short).clamp_max_(0.0).mul_(rules.debit_rate)
     if bar.rates is not None:
-        return (yearly + over_assets(short_NA * bar.rates.borrow)) * bar.years
-    return torch.add(yearly, short, alpha=rules.borrow_rate) * bar.years
+        return yearly.add_(over_assets(short_NA * bar.rates.borrow)).mul_(bar.years)
+    return yearly.add_(short, alpha=rules.borrow_rate).mul_(bar.years)
 
 
 def _limited(weight_NA: Tensor, rules: Rules) -> Tensor:
@@ -190,14 +234,16 @@ def _lots(target: Tensor, rules: Rules) -> Tensor:
     return torch.copysign(floor_lots(target.abs(), rules.lot), target) if rules.lot else target
 
 
-def _target(account: Account, weight_NA: Tensor, at_open: Tensor, bar: Bar, rules: Rules) -> Tensor:
+def _target(
+    account: Account, weight_NA: Tensor, called: Tensor | None, at_open: Tensor, bar: Bar, rules: Rules
+) -> Tensor:
     """The quantity that fills at the open lead to; NaN where no order was given."""
     if account.pending_NA is None:
         weight_NA = _limited(weight_NA, rules)
     else:
         weight_NA = account.pending_NA
-    if rules.maintenance:
-        weight_NA = torch.where(account.called_N1, weight_NA.new_zeros(()), weight_NA)
+    if called is not None:
+        weight_NA = torch.where(called, weight_NA.new_zeros(()), weight_NA)
     if rules.sizing == "fill":
         return _lots(weight_NA * at_open / bar.open, rules)
     if account.pending_NA is None:
@@ -220,38 +266,48 @@ def _next_pending(account: Account, weight_NA: Tensor, bankrupt: Tensor, bar: Ba
     return pending.masked_fill(bankrupt, math.nan)
 
 
-def _trade_at_close(account: Account, weight_NA: Tensor, bar: Bar, rules: Rules, zero: Tensor) -> Trade:
+def _trade_at_close(
+    account: Account, weight_NA: Tensor, called: Tensor | None, bar: Bar, rules: Rules
+) -> Trade:
     """``fill_lag`` 0: the order fills at the close of bar t, at which it was decided."""
     weight_NA = _limited(weight_NA, rules)
-    if rules.maintenance:
-        weight_NA = torch.where(account.called_N1, zero, weight_NA)
+    if called is not None:
+        weight_NA = torch.where(called, weight_NA.new_zeros(()), weight_NA)
     price = _close_before(bar)
     target = _lots(weight_NA * account.equity_N1 / price, rules)
-    return _trade(account.quantity_NA, target, price, None, bar, rules, zero)
+    return _trade(account.quantity_NA, target, price, None, bar, rules)
 
 
 def _trade(
-    held: Tensor, target: Tensor, price: Tensor, solvent: Tensor | None, bar: Bar, rules: Rules, zero: Tensor
+    held: Tensor, target: Tensor, price: Tensor, solvent: Tensor | None, bar: Bar, rules: Rules
 ) -> Trade:
     """From the position toward the target, where ``solvent`` (None: everywhere)."""
     order = target - held
-    real = order.abs() > held.abs() * ORDER_NOISE  # False for the NaN of no order
-    order = torch.where(real if solvent is None else real & solvent, order, zero)
+    real = solvent
+    if not bar.whole:
+        real = order.abs() > held.abs() * ORDER_NOISE  # False for the NaN of no order
+        real = real if solvent is None else real & solvent
+    if real is not None:
+        order = torch.where(real, order, order.new_zeros(()))
     fill = _capped(order, bar, rules)
-    return Trade(order, fill, price, *_costs(fill, price, bar, rules))
+    paid, *rest = _costs(fill, price, bar, rules)
+    return Trade(paid, order, fill, price, *rest)
 
 
 def _capped(order: Tensor, bar: Bar, rules: Rules) -> Tensor:
     """The part of the order that fills: all of it up to the cap, else whole lots of the cap."""
-    fill = torch.clamp(order, -bar.cap, bar.cap)
+    # + 0 makes 0 of -0: of the two zeros a clamp takes one that depends on N (measured).
+    fill = torch.clamp(order, -bar.cap, bar.cap).add_(0.0)
+    if bar.whole:
+        return fill
     if rules.lot and rules.has_participation:
         cut = torch.copysign(floor_lots(fill.abs(), rules.lot), order)
         fill = torch.where(fill == order, fill, cut)
     return fill
 
 
-def _costs(fill: Tensor, price: Tensor, bar: Bar, rules: Rules) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Cash paid for the fills (negative for sells), commission, spread cost and impact cost.
+def _costs(fill: Tensor, price: Tensor, bar: Bar, rules: Rules) -> tuple[Tensor, ...]:
+    """Cash paid for the fills (negative for sells), its size, commission, spread cost and impact cost.
 
     fill x price paid = fill x price + |fill| x price x (spread + impact): the costs are always paid.
     """
@@ -260,21 +316,22 @@ def _costs(fill: Tensor, price: Tensor, bar: Bar, rules: Rules) -> tuple[Tensor,
     spread = notional * (rules.half_spread + rules.slippage if bar.rates is None else bar.rates.spread)
     paid = torch.addcmul(spread, fill, price)
     if rules.has_impact:
-        impact = notional * bar.impact * size.sqrt()
-        paid = paid + impact
+        impact = notional.mul_(bar.impact).mul_(size.sqrt())
+        paid.add_(impact)
     else:
         impact = torch.zeros_like(notional)
-    return paid, _commission(size, paid, bar, rules), spread, impact
+    traded = paid.abs()
+    return paid, traded, _commission(size, traded, bar, rules), spread, impact
 
 
-def _commission(size: Tensor, paid: Tensor, bar: Bar, rules: Rules) -> Tensor:
+def _commission(size: Tensor, traded: Tensor, bar: Bar, rules: Rules) -> Tensor:
     """No fill, no commission."""
     if bar.rates is not None:
         least = torch.where(size > 0.0, bar.rates.min_fee, size.new_zeros(()))
-        return torch.maximum(size * bar.rates.per_share, least) + paid.abs() * bar.rates.share
+        return torch.maximum(size * bar.rates.per_share, least) + traded * bar.rates.share
     commission = size * rules.per_share
     if rules.min_fee:
-        commission = torch.where(size > 0.0, commission.clamp_min(rules.min_fee), commission)
+        commission.clamp_min_(rules.min_fee).mul_(size.sign())
     if rules.bps:
-        commission = torch.add(commission, paid.abs(), alpha=rules.bps * 1e-4)
+        commission.add_(traded, alpha=rules.bps * 1e-4)
     return commission

@@ -112,13 +112,15 @@ class Bar(NamedTuple):
     impact: Tensor  # impact as a fraction of the price is this x sqrt(|fill|)
     years: Tensor  # [N, 1] since bar b-1
     corporate: Corporate | None
+    whole: bool  # every quantity is a whole number of lots and exact; so is cap
     rates: Rates | None  # None where the rules hold for every symbol
 
 
 def floor_lots(size: Tensor, lot: float) -> Tensor:
     """Non-negative ``size`` rounded down to whole lots, with slack for float noise."""
-    lots = size / lot
-    return torch.floor(lots * (1 + 1e-13) + LOT_SLACK) * lot
+    if lot == 1:
+        return (size * (1 + 1e-13)).add_(LOT_SLACK).floor_()
+    return (size / lot).mul_(1 + 1e-13).add_(LOT_SLACK).floor_().mul_(lot)
 
 
 @dataclass(frozen=True)
@@ -126,6 +128,7 @@ class PackedBars:
     table_RK: Tensor  # float64, R = S x B rows, K = 8 or 12 columns
     n_bars: int
     rates_SK: Tensor | None = None  # float64, a symbol's ``Rates``
+    whole: bool = False  # as ``Bar.whole``
 
     @property
     def has_corporate(self) -> bool:
@@ -134,12 +137,16 @@ class PackedBars:
     def at(self, row_NA: Tensor) -> Bar:
         """The bars of the given rows (int64)."""
         n, a = row_NA.shape
-        columns = self.table_RK.index_select(0, row_NA.view(-1)).view(n, a, -1).unbind(-1)
+        rows_NAK = self.table_RK.index_select(0, row_NA.view(-1)).view(n, a, -1)
+        # Each column in one piece: every use of it is then 2 to 3 times as fast as one row in eight values.
+        columns = rows_NAK.permute(2, 0, 1).contiguous().unbind()
         corporate = Corporate._make(columns[8:12]) if self.has_corporate else None
         rates = None
         if self.rates_SK is not None:
             rates = Rates._make(self.rates_SK[row_NA // self.n_bars].unbind(-1))
-        return Bar._make((*columns[:7], columns[7][:, :1], corporate, rates))
+        return Bar._make(
+            (*columns[:7], columns[7] if a == 1 else columns[7][:, :1], corporate, self.whole, rates)
+        )
 
 
 def pack(
@@ -188,9 +195,13 @@ def pack(
     ]
     if split_here or bool((dividend_BS != 0).any()) or bool(ended_BS.any()):
         columns += [split_BS, dividend_BS, delist_BS.nan_to_num(nan=0.0), (~ended_BS).to(torch.float64)]
+    # Whole numbers are exact in float64: no order is float noise, and the cap can be cut to lots beforehand.
+    whole = len(columns) == 8 and rules.lot >= 1 and rules.lot == int(rules.lot) and lag < 2
+    if whole:
+        columns[5] = floor_lots(columns[5], rules.lot)
     table_SBK = torch.stack([c.to(torch.float64).T for c in columns], -1)
     rates_SK = _rates(rules, symbols, volume_BS) if rules.symbols else None
-    return PackedBars(table_SBK.flatten(0, 1).contiguous(), len(ts_B), rates_SK)
+    return PackedBars(table_SBK.flatten(0, 1).contiguous(), len(ts_B), rates_SK, whole)
 
 
 def check_symbols(rules: Rules, symbols: Sequence[str]) -> None:

@@ -215,11 +215,9 @@ class Rewards:
         for tensor in self.named().values():
             tensor.masked_fill_(mask_N1, 0.0)
 
-    def write(self, entry_NX: Tensor) -> None:
-        """The terms' state into their part of the token, X = len(entry_names)."""
-        shown = [entry for term in self._moving.values() for entry in term.entries()]
-        for column_N1, entry_N1 in zip(entry_NX.split(1, 1), shown, strict=True):
-            column_N1.copy_(entry_N1)
+    def entries(self) -> list[Tensor]:
+        """The terms' state as the token shows it, [N, 1] each, in the order of ``entry_names``."""
+        return [entry for term in self._moving.values() for entry in term.entries()]
 
     def named(self) -> dict[str, Tensor]:
         """The state itself, by name."""

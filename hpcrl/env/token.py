@@ -24,6 +24,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from hpcrl.market.tensors import MarketTensors
 
@@ -56,25 +57,30 @@ def market_rows(market: MarketTensors) -> Tensor:
     return rows_BSK.transpose(0, 1).flatten(0, 1).contiguous()
 
 
-class TokenBuffer:
-    """One token per environment, written column by column through views made once."""
+class TokenWriter:
+    """Assembles tokens. What an account adds is worked out for all of its columns at once, in float64."""
 
     def __init__(self, rows_RK: Tensor, n: int, a: int, reward_entries: int = 0) -> None:
-        self._rows_RK = rows_RK
+        """``rows_RK``: ``market_rows``; ``reward_entries``: columns of the reward terms' state."""
+        columns = 4 * a + 3 + reward_entries
         self._assets = a
-        features = rows_RK.shape[1] - 2
-        start = a * features + 2
-        self.n_entries = start + 4 * a + 3 + reward_entries
-        self._token_NE = torch.zeros((n, self.n_entries), dtype=torch.float32, device=rows_RK.device)
-        self._market = self._token_NE[:, :start]
-        self._account = self._token_NE[:, start:]
-        parts = self._account.split([a, a, a, a, 1, 1, 1, reward_entries], 1)
-        self._weight, self._profit, self._age, self._target, self._cash, self._drawdown = parts[:6]
-        self._reward, self.reward_state = parts[6:]
-        self._cash_column = start + 4 * a
+        self._start = start = a * (rows_RK.shape[1] - 2) + 2
+        self.n_entries = start + columns
+        # With one asset a market's row is the token's beginning: gathering it with room for the rest makes
+        # the token, without another copy.
+        self._rows_RK = functional.pad(rows_RK, (0, columns)) if a == 1 else rows_RK
+        account = torch.zeros((columns * n, 1) if a == 1 else (n, columns), dtype=torch.float64)
+        self._account = account = account.to(rows_RK.device)
+        # Columns of one asset lie one after the other in memory, where operations are fastest.
+        self._account_NX = account_NX = account.view(columns, n).t() if a == 1 else account
+        sizes = [2 * a, a, a, 1, 1, 1, reward_entries]
+        self._worth, self._age, _, self._cash, _, self._reward, _ = account_NX.split(sizes, 1)
+        scales = [*[1.0] * a, *[PROFIT_SCALE] * a, *[AGE_SCALE] * a, *[1.0] * a]
+        scales += [1.0, DRAWDOWN_SCALE, REWARD_SCALE, *[1.0] * reward_entries]
+        self._scale_X = torch.tensor(scales, dtype=torch.float64, device=rows_RK.device)
 
-    def market_part(self, row_NA: Tensor) -> Tensor:
-        """Features and time of the given rows, [N, A x F + 2]."""
+    def _market_part(self, row_NA: Tensor) -> Tensor:
+        """Features and time of the given rows, [N, A x F + 2]; with one asset [N, E], the rest 0."""
         rows = self._rows_RK.index_select(0, row_NA.reshape(-1))
         if self._assets == 1:
             return rows
@@ -93,23 +99,27 @@ class TokenBuffer:
         equity_N1: Tensor,
         drawdown_N1: Tensor,
         reward_N1: Tensor,
+        reward_state: Sequence[Tensor] = (),
     ) -> Tensor:
-        """The tokens of the given accounts (float64), a fresh tensor. ``reward_state`` is written before."""
-        self._market.copy_(self.market_part(row_NA))
-        torch.div(value_NA, equity_N1, out=self._weight)
-        torch.div(profit_NA * PROFIT_SCALE, equity_N1, out=self._profit)
-        torch.mul(age_NA.log1p(), AGE_SCALE, out=self._age)
-        self._target.copy_(target_NA)
-        torch.div(cash_N1, equity_N1, out=self._cash)
-        torch.mul(drawdown_N1, DRAWDOWN_SCALE, out=self._drawdown)
-        torch.mul(reward_N1, REWARD_SCALE, out=self._reward)
+        """The tokens of the given accounts (float64), a fresh tensor; ``reward_state``: [N, 1] each."""
+        account_NX = self._account_NX
+        parts = [value_NA, profit_NA, age_NA, target_NA, cash_N1, drawdown_N1, reward_N1, *reward_state]
+        torch.cat(parts, 0 if self._assets == 1 else 1, out=self._account)
+        self._age.log1p_()
+        account_NX.mul_(self._scale_X)
+        self._worth.div_(equity_N1)
+        self._cash.div_(equity_N1)
+        account_NX.clamp_(-CLIP, CLIP)
         self._reward.clamp_(-REWARD_CLIP, REWARD_CLIP)
-        self._account.clamp_(-CLIP, CLIP)
-        return self._token_NE.clone()
+        market = self._market_part(row_NA)
+        if self._assets > 1:
+            return torch.cat([market, account_NX.to(torch.float32)], 1)
+        market[:, self._start :].copy_(account_NX)
+        return market
 
     def flat(self, row_KA: Tensor) -> Tensor:
         """Tokens [K, E] of a flat account at the given rows."""
-        token_KE = self._token_NE.new_zeros((len(row_KA), self.n_entries))
-        token_KE[:, : self._market.shape[1]] = self.market_part(row_KA)
-        token_KE[:, self._cash_column] = 1.0
+        token_KE = self._rows_RK.new_zeros((len(row_KA), self.n_entries))
+        token_KE[:, : self._start] = self._market_part(row_KA)[:, : self._start]
+        token_KE[:, self._start + 4 * self._assets] = 1.0  # cash
         return token_KE

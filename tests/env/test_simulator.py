@@ -347,12 +347,13 @@ def test_weights_of_another_shape_are_refused_and_nothing_moves(shape):
     assert all(torch.equal(value, before[name]) for name, value in simulator.state_dict().items())
 
 
-def test_skipping_the_renewal_on_a_cpu_changes_nothing(monkeypatch):
+@pytest.mark.parametrize("lot", [0, 1, 10])
+def test_the_masks_that_a_cpu_leaves_out_change_nothing(lot, monkeypatch):
     market = crash(build_market(), 60)
     table = weights(6, 1, 60).abs() * 3
     runs = []
     for device in ("cpu", "cuda"):
-        simulator = build_simulator(market, reckless(), n=6)
+        simulator = build_simulator(market, reckless(lot=lot), n=6)
         simulator.begin_episodes(60)
         monkeypatch.setattr(simulator, "device", torch.device(device))
         runs.append(run(simulator, table))
