@@ -13,6 +13,7 @@ import numpy as np
 from hpcrl.audit.pipeline import Case
 from hpcrl.market.bars import ARRAYS, SymbolBars
 from hpcrl.market.clean import PRICES
+from hpcrl.market.dataset import Market
 
 STRETCH = 1500
 """Rows of a stretch: long enough for burn-in and a few sessions, short enough to stage many times over."""
@@ -105,6 +106,18 @@ def cuts(case: Case, one: SymbolBars) -> np.ndarray:
     after = np.searchsorted(at, edges) + 1
     inside = at[np.minimum(after + 5, len(at) - 2)] if len(edges) else np.empty(0, dtype=np.int64)
     return np.unique(np.concatenate([at[ranks], edges, inside]))
+
+
+def together(market: Market, every: bool, limit: int = 4) -> np.ndarray:
+    """Symbols that can be played side by side: all of them, or up to ``limit`` that share the most bars."""
+    if every:
+        return np.arange(len(market.symbols))
+    first_S, last_S = market.first_bar_S, market.last_bar_S
+    longest = int(np.argmax(last_S - first_S))
+    shared_S = np.minimum(last_S, last_S[longest]) - np.maximum(first_S, first_S[longest])
+    fit = np.flatnonzero(2 * shared_S >= max(int(shared_S[longest]), 1))
+    fit = fit if len(fit) else np.array([longest])
+    return fit[np.unique(np.linspace(0, len(fit) - 1, min(limit, len(fit))).astype(int))]
 
 
 def sample(bars: tuple[SymbolBars, ...], count: int = 4) -> list[SymbolBars]:

@@ -108,6 +108,8 @@ def render(report: dict[str, Any]) -> Group:
         else "no leak found"
     )
     warned = f", {report['warnings']} warning{'s' * (report['warnings'] > 1)}" if report["warnings"] else ""
+    skipped = sum(finding["verdict"] == "skipped" for finding in report["findings"])
+    warned += f", {skipped} check{'s' * (skipped > 1)} skipped" if skipped else ""
     return Group(
         table, Text(f"{said}{warned} ({report['seconds']:.1f} s)", style=COLOURS["leak" if leak else "pass"])
     )

@@ -99,6 +99,15 @@ def _judge(case: Case, name: str, symbols: list[Known]) -> Finding:
                 return _leak(name, known, said)
     if max(open_left) <= KNOWN:
         return Finding(CHECK, "pass", f"{name} is a function of bars up to its own")
+    for known, value in live:
+        if steps := _factor_steps(known, value):
+            return Finding(
+                CHECK,
+                "warning",
+                f"{known.one.symbol}, {name}: the close times a factor that steps {steps} times",
+                "a price adjusted afterwards tells later splits and dividends: use returns",
+                {"symbol": known.one.symbol, "feature": name, "values": [steps]},
+            )
     return _predicts(name, live)
 
 
@@ -179,7 +188,11 @@ def _label(known: Known, value_R: np.ndarray) -> str:
 def _tells_session(known: Known, value_R: np.ndarray) -> str:
     """Whether a column of one value a session tells how the session goes, in words."""
     first = np.flatnonzero(np.r_[True, known.session_R[1:] != known.session_R[:-1]])[1:-1]  # whole ones
-    if len(first) < SESSIONS or (pd.Series(value_R).groupby(known.session_R).nunique() > 1).any():
+    if (
+        len(first) < SESSIONS
+        or np.median(np.diff(first)) < 4
+        or (pd.Series(value_R).groupby(known.session_R).nunique() > 1).any()
+    ):
         return ""
     tells = [value_R[first]]
     if value_R.min() > 0:
@@ -205,6 +218,16 @@ def _later_twin(known: Known, value_R: np.ndarray) -> str:
             if moved > KNOWN and 1 - _correlation(value_R[use], later_R) ** 2 < EQUAL * moved:
                 return f"it is the feature {name} of bar t+{ahead}"
     return ""
+
+
+def _factor_steps(known: Known, value_R: np.ndarray) -> int:
+    """How often the factor of an adjusted price steps; 0 where the column is none."""
+    if value_R.min() <= 0:
+        return 0
+    factor_R = np.log(value_R / known.one.close[known.at_R])
+    steps = int((np.abs(np.diff(factor_R)) > 1e-4).sum())
+    still = float((np.abs(np.diff(factor_R)) < 1e-5).mean())
+    return steps if still > 0.9 and np.ptp(factor_R) > 1e-3 else 0
 
 
 def _rank_correlation(live: list[tuple[Known, np.ndarray]], horizon: int) -> tuple[float, int]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from hpcrl.audit.alter import altered, stretches
+from hpcrl.audit.alter import altered, stretches, together
 from hpcrl.audit.finding import Finding, stamp
 from hpcrl.audit.pipeline import Case
 from hpcrl.env.simulator import Simulator
@@ -21,8 +21,6 @@ from hpcrl.market.dataset import Market
 
 HISTORY = 16
 STEPS = 16
-SYMBOLS = 4
-"""Symbols of a stretch that are played one by one; an account over all assets holds every one."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,17 +42,14 @@ class Player:
         self.case, self.market = case, market
         self.tensors = case.tensors(market)
         self.all_assets = case.config.env.assets == "all"
-        width = len(market.symbols)
-        own_NA = (
-            torch.arange(width).repeat(2, 1)
-            if self.all_assets
-            else torch.arange(min(width, SYMBOLS))[:, None]
-        )
+        self.played = together(market, self.all_assets)
+        symbols = torch.as_tensor(self.played)
+        own_NA = symbols.repeat(2, 1) if self.all_assets else symbols[:, None]
         self.n_own = len(own_NA)
         self.symbol_NA = own_NA.repeat(1 + more, 1)
         self.simulator: Simulator = case.pipeline.simulator(
             self.tensors,
-            case.config.env,
+            case.env(market),
             env_ids_N=torch.arange(len(self.symbol_NA)),
             seed=0,
             bars=(0, market.n_bars),
@@ -64,14 +59,12 @@ class Player:
     @property
     def first(self) -> int:
         """First row at which every account can decide."""
-        played = np.unique(self.symbol_NA.numpy())
-        return int(self.market.first_bar_S[played].max())
+        return int(self.market.first_bar_S[self.played].max())
 
     @property
     def last(self) -> int:
         """Last row at which every account has a bar."""
-        played = np.unique(self.symbol_NA.numpy())
-        return int(self.market.last_bar_S[played].min())
+        return int(self.market.last_bar_S[self.played].min())
 
     def play(self, start: int, steps: int, seed: int = 0) -> Recording:
         """The same random weights for the same seed, whatever the bars."""

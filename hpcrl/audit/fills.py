@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from hpcrl.audit.alter import stretches, without
+from hpcrl.audit.alter import stretches, together, without
 from hpcrl.audit.finding import Finding, stamp
 from hpcrl.audit.pipeline import Case
 from hpcrl.market.bars import SymbolBars
@@ -22,7 +22,6 @@ from hpcrl.market.dataset import Market
 from hpcrl.market.tensors import MarketTensors
 
 STARTS = 12
-SYMBOLS = 4
 TOLERANCE = 1e-9
 """Of a price, and of the equity over the traded value: what is left of float64 in a difference."""
 
@@ -70,11 +69,11 @@ def _moved_opens(one: SymbolBars) -> SymbolBars:
 
 def _fills(case: Case, market: Market, steps: int) -> Iterator[Fill]:
     """What one order from a flat account paid, for several bars, symbols and sides."""
-    env = case.config.env.model_copy(update={"lot": 0.0})  # a share may cost more than the account has
+    env = case.env(market).model_copy(update={"lot": 0.0})  # a share may cost more than the account has
     tensors = case.tensors(market)
     every = env.assets == "all"
     width = len(market.symbols)
-    traded = np.unique(np.linspace(0, width - 1, min(width, SYMBOLS)).astype(int))
+    traded = together(market, every)[:: max(width // 4, 1) if every else 1]
     symbol_NA = torch.arange(width).repeat(len(traded), 1) if every else torch.as_tensor(traded)[:, None]
     simulator = case.pipeline.simulator(
         tensors, env, env_ids_N=torch.arange(len(traded)), seed=0, bars=(0, market.n_bars), history=1

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from hpcrl.config.env import EnvConfig
 from hpcrl.config.root import Config
 from hpcrl.env.simulator import Simulator
 from hpcrl.market.align import align
@@ -114,6 +115,12 @@ class Case:
     def scaler(self) -> Scaler:
         """Fitted as a run fits it. HpcrlError where the training split holds no row."""
         return self.pipeline.scaler(self.market, *self.train_rows)
+
+    def env(self, market: Market) -> EnvConfig:
+        """The configuration's, without the costs of symbols that a stretch of the data does not have."""
+        env = self.config.env
+        own = {name: cost for name, cost in env.costs.symbols.items() if name in market.symbols}
+        return env.model_copy(update={"costs": env.costs.model_copy(update={"symbols": own})})
 
     def tensors(self, market: Market) -> MarketTensors:
         """``market`` as the simulator reads it, scaled by the run's scaler."""

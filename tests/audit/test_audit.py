@@ -9,12 +9,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from hpcrl.audit import planted
+from hpcrl.audit import alter, planted
 from hpcrl.audit.audit import CHECKS, audit_case
 from hpcrl.audit.columns import source_columns
 from hpcrl.audit.pipeline import Case, load_case
 from hpcrl.audit.self_test import CLEAN, small_case, small_market
 from hpcrl.config.load import validate
+from hpcrl.market.calendar import session_grid
 from hpcrl.market.stage import stage_files, stage_frame, stage_planted, stage_synthetic
 from hpcrl.types import HpcrlError
 
@@ -219,6 +220,51 @@ def test_input_that_cannot_be_audited_is_one_line(hpcrl, tmp_path):
     assert code == 2 and err.count("\n") == 1 and "--self-test" in err
     code, _, err = hpcrl("audit", "--config", "none.yaml")
     assert code == 2 and "none.yaml" in err
+
+
+def test_a_symbol_that_comes_late_leaves_the_others_checked(tmp_path):
+    frame = small_market(seed=4)
+    late = frame["symbol"].eq("AAA") & (frame["timestamp"] < frame["timestamp"].max() - pd.Timedelta(days=2))
+    path = tmp_path / "market.h5"
+    stage_frame(frame[~late], path, source="test", features=("signal",))
+    costs = {"symbols": {"AAA": {"bps": 5.0}}}
+    findings = audit_case(case_of(path, costs=costs))
+    assert [found.check for found in findings if found.verdict not in ("pass", "warning")] == []
+
+
+def test_a_long_data_set_is_audited_in_stretches(tmp_path, monkeypatch):
+    monkeypatch.setattr(alter, "STRETCH", 380)
+    frame = small_market(seed=4)
+    late = frame["symbol"].eq("AAA") & (frame["timestamp"] < frame["timestamp"].max() - pd.Timedelta(days=4))
+    path = tmp_path / "market.h5"
+    stage_frame(frame[~late], path, source="test", features=("signal",))
+    case = case_of(path, costs={"symbols": {"AAA": {"bps": 5.0}}})
+    parts = alter.stretches(case)
+    assert len(parts) == 3 and all(len(one.ts) <= 380 for part in parts for one in part)
+    assert len(parts[0]) == 1  # AAA has no bars there, and costs of its own
+    assert alarms(case) == []
+    leak = next(leak for leak in planted.LEAKS if leak.name == "fill at the next bar's low")
+    assert any(line.startswith("fills_after_decision") for line in alarms(leak.case(case)))
+
+
+def test_daily_bars_and_an_adjusted_price(tmp_path):
+    days = pd.bdate_range("2015-01-05", periods=900, tz="UTC")
+    days = days[days.isin(session_days("XNYS", days))]
+    close = 50 * np.exp(np.cumsum(0.01 * np.random.default_rng(0).standard_normal(len(days))))
+    factor = np.where(np.arange(len(days)) < 400, 0.5, 0.97)
+    bars = {"open": close, "high": close * 1.01, "low": close * 0.99, "close": close, "volume": 1e6}
+    frame = pd.DataFrame({"timestamp": days, "symbol": "AAA", **bars, "adjusted": close * factor})
+    path = tmp_path / "daily.h5"
+    stage_frame(frame, path, source="test", features=("adjusted",), bar_seconds=86_400)
+    findings = audit_case(case_of(path))
+    assert [found.evidence for found in findings if found.verdict == "leak"] == []
+    (warned,) = [found for found in findings if found.verdict == "warning"]
+    assert "adjusted: the close times a factor that steps 1 times" in warned.evidence
+
+
+def session_days(calendar: str, days: pd.DatetimeIndex) -> pd.DatetimeIndex:
+    grid = session_grid(calendar, 86_400, days[0].value, days[-1].value)
+    return pd.DatetimeIndex(grid.ts_G, tz="UTC")
 
 
 def test_symbols_and_features_of_the_config_are_what_is_audited(tmp_path):
