@@ -220,14 +220,20 @@ def replay(
 def audit(
     config: Annotated[Path | None, typer.Option("--config", help="YAML file, see yaml/.")] = None,
     sets: Sets = None,
+    earlier: Annotated[
+        Path | None,
+        typer.Option("--earlier", help="An older HDF5 file of the same data: was its past rewritten?"),
+    ] = None,
     self_test: Annotated[
         bool, typer.Option("--self-test", help="Plant leaks in a small market: each must be found.")
     ] = False,
     as_json: Json = False,
 ) -> None:
     """Look for leaks: does what the agent sees, or is paid, come from the future? Exit code 1: yes."""
-    if self_test and (config is not None or sets):
-        raise HpcrlError("--self-test plants leaks in a market of its own: leave --config and --set out")
+    if self_test and (config is not None or sets or earlier is not None):
+        raise HpcrlError(
+            "--self-test plants leaks in a market of its own: it takes no --config, --set, --earlier"
+        )
     if self_test:
         from hpcrl.audit.self_test import render_self_test as render
         from hpcrl.audit.self_test import self_test as run
@@ -237,7 +243,7 @@ def audit(
     else:
         from hpcrl.audit.audit import audit_config, render
 
-        report = audit_config(config, tuple(sets or ()))
+        report = audit_config(config, tuple(sets or ()), earlier)
         bad = report["verdict"] == "leak"
     if as_json:
         print(json.dumps(report))

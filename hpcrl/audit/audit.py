@@ -23,6 +23,7 @@ from hpcrl.audit.fills import fills_after_decision, marks_not_backfilled
 from hpcrl.audit.finding import Finding
 from hpcrl.audit.labels import labelled_by_start
 from hpcrl.audit.pipeline import Case, load_case
+from hpcrl.audit.restated import not_restated
 from hpcrl.audit.splits import scaler_fits_training, splits_apart
 from hpcrl.config.load import load_config
 from hpcrl.types import HpcrlError
@@ -60,14 +61,19 @@ def audit_case(case: Case) -> list[Finding]:
         torch.set_num_threads(threads)
 
 
-def audit_config(path: Path | None, overrides: Iterable[str] = ()) -> dict[str, Any]:
+def audit_config(
+    path: Path | None, overrides: Iterable[str] = (), earlier: Path | None = None
+) -> dict[str, Any]:
     """The report: {"verdict": "clean" or "leak", "findings", "data", "seconds"}.
 
-    HpcrlError: a bad configuration, no such file, no training rows.
+    ``earlier``: an older file of the same data, to compare with. HpcrlError: a bad configuration, no such
+    file, no training rows.
     """
     began = time.monotonic()
     case = load_case(load_config(path, overrides))
     findings = audit_case(case)
+    if earlier is not None:
+        findings += not_restated(case, earlier)
     return {
         "verdict": "leak" if any(finding.verdict == "leak" for finding in findings) else "clean",
         "warnings": sum(finding.verdict == "warning" for finding in findings),

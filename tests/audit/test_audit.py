@@ -267,6 +267,32 @@ def session_days(calendar: str, days: pd.DatetimeIndex) -> pd.DatetimeIndex:
     return pd.DatetimeIndex(grid.ts_G, tz="UTC")
 
 
+def test_a_past_that_was_rewritten_shows_against_an_earlier_file(hpcrl, tmp_path):
+    frame = small_market(seed=2)
+    last = frame["timestamp"].max()
+    options = {"source": "test", "features": ("signal",)}
+    older = frame[frame["timestamp"] < last - pd.Timedelta(days=3)]
+    stage_frame(older, tmp_path / "older.h5", **options)
+    stage_frame(frame, tmp_path / "now.h5", **options)
+    row = older.index[50]
+    stage_frame(
+        frame.assign(signal=frame["signal"].where(frame.index != row, 9.0)), tmp_path / "new.h5", **options
+    )
+    audit = ("audit", "--earlier", str(tmp_path / "older.h5"), "--json", "--set")
+    code, out, _ = hpcrl(*audit, f"market.path={tmp_path / 'now.h5'}")
+    (found,) = [found for found in json.loads(out)["findings"] if found["check"] == "not_restated"]
+    assert code == 0 and found["verdict"] == "pass" and f"{len(older):,} bars" in found["evidence"]
+    code, out, _ = hpcrl(*audit, f"market.path={tmp_path / 'new.h5'}")
+    (found,) = [found for found in json.loads(out)["findings"] if found["check"] == "not_restated"]
+    assert code == 1 and found["verdict"] == "leak" and found["where"]["feature"] == "signal"
+    assert found["where"]["values"][1] == 9.0 and found["where"]["symbol"] == frame.loc[row, "symbol"]
+    code, _, err = hpcrl("audit", "--earlier", "gone.h5", "--set", f"market.path={tmp_path / 'now.h5'}")
+    assert code == 2 and err.count("\n") == 1 and "gone.h5: no such file" in err
+    stage_synthetic(tmp_path / "other.h5", symbols=("ZZZ",), bars=30)
+    code, _, err = hpcrl("audit", "--earlier", "other.h5", "--set", f"market.path={tmp_path / 'now.h5'}")
+    assert code == 2 and "no bar of AAA, BBB in common" in err
+
+
 def test_symbols_and_features_of_the_config_are_what_is_audited(tmp_path):
     frame = small_market()
     late = frame["symbol"].eq("BBB").to_numpy()
