@@ -15,7 +15,7 @@ from gym_markets import FREE, RECKLESS
 from gymnasium.utils.env_checker import check_env
 from stable_baselines3.common.env_checker import check_env as check_env_sb3
 
-import hpcrl.env
+import hpcrl
 from hpcrl.config.env import EnvConfig
 from hpcrl.env.gymnasium import HpcrlTradingEnv
 from hpcrl.market.scaler import fit_scaler
@@ -54,18 +54,25 @@ def test_both_checkers_pass_without_a_warning(planted_path, assets, action):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         settings = {"path": planted_path, "env": {"assets": assets}, "action": action, "episode_steps": 40}
-        check_env(gymnasium.make(hpcrl.env.ENV_ID, **settings).unwrapped)
-        env = gymnasium.make(hpcrl.env.ENV_ID, render_mode="rgb_array", **settings)
+        check_env(gymnasium.make(hpcrl.ENV_ID, **settings).unwrapped)
+        env = gymnasium.make(hpcrl.ENV_ID, render_mode="rgb_array", **settings)
         check_env(env.unwrapped)
         check_env_sb3(env.unwrapped, skip_render_check=False)
         env.reset(seed=1)
         env.step(env.action_space.sample())
 
 
-@pytest.mark.parametrize("name", ["hpcrl/Trading-v0", "hpcrl.env:hpcrl/Trading-v0"])
-def test_the_registered_name_makes_it_and_loads_torch_only_then(planted_path, name):
+@pytest.mark.parametrize(
+    ("imports", "name"),
+    [
+        ("gymnasium, hpcrl", "hpcrl/Trading-v0"),
+        ("hpcrl, gymnasium", "hpcrl/Trading-v0"),
+        ("gymnasium", "hpcrl:hpcrl/Trading-v0"),
+    ],
+)
+def test_the_registered_name_makes_it_and_loads_torch_only_then(planted_path, imports, name):
     code = (
-        f"import sys, gymnasium; {'' if ':' in name else 'import hpcrl.env'}\n"
+        f"import sys, {imports}\n"
         "assert 'torch' not in sys.modules\n"
         f"env = gymnasium.make({name!r}, path={str(planted_path)!r})\n"
         "assert env.reset(seed=0)[0].shape == env.observation_space.shape\n"

@@ -12,7 +12,7 @@ from stable_baselines3 import PPO, SAC
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecNormalize
 
-import hpcrl.env
+import hpcrl
 from hpcrl.env.gymnasium import HpcrlVectorEnv
 from hpcrl.env.sb3 import HpcrlSb3VecEnv
 from hpcrl.types import HpcrlError
@@ -67,7 +67,7 @@ def test_ppo_learns_a_planted_market(tmp_path):
 )
 def test_agents_run_on_the_single_environment_unmodified(planted_path, kind, assets, action):
     env = gymnasium.make(
-        hpcrl.env.ENV_ID, path=planted_path, env={"assets": assets}, action=action, episode_steps=40
+        hpcrl.ENV_ID, path=planted_path, env={"assets": assets}, action=action, episode_steps=40
     )
     small = {"n_steps": 64} if kind is PPO else {"learning_starts": 50, "buffer_size": 200}
     with warnings.catch_warnings():
@@ -84,7 +84,7 @@ def test_agents_run_on_the_single_environment_unmodified(planted_path, kind, ass
 def test_the_batch_is_what_sb3_makes_of_single_ones(crashing_path):
     """Observations, rewards, dones and terminal observations equal DummyVecEnv's, bankruptcies included."""
     chosen = {"path": crashing_path, "env": RECKLESS, "positions": (-3.0, 0.0, 3.0), "episode_steps": 30}
-    single = make_vec_env(hpcrl.env.ENV_ID, n_envs=4, env_kwargs=chosen)
+    single = make_vec_env(hpcrl.ENV_ID, n_envs=4, env_kwargs=chosen)
     batch = HpcrlSb3VecEnv(HpcrlVectorEnv(num_envs=4, **chosen))
     kinds = set()
     for env in (single, batch):

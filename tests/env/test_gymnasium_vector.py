@@ -10,7 +10,7 @@ import pytest
 from gym_markets import RECKLESS
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 
-import hpcrl.env
+import hpcrl
 from hpcrl.env.gymnasium import HpcrlTradingEnv, HpcrlVectorEnv
 from hpcrl.types import HpcrlError
 
@@ -119,7 +119,7 @@ def test_what_is_returned_is_nobodys_buffer(planted_path):
 def test_registered_and_declared(planted_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        env = gymnasium.make_vec(hpcrl.env.ENV_ID, num_envs=4, path=planted_path, episode_steps=20)
+        env = gymnasium.make_vec(hpcrl.ENV_ID, num_envs=4, path=planted_path, episode_steps=20)
     assert isinstance(env, HpcrlVectorEnv) and env.metadata["autoreset_mode"] is AutoresetMode.SAME_STEP
     assert HpcrlTradingEnv.metadata.get("autoreset_mode") is None
     assert repr(env) == "HpcrlVectorEnv(hpcrl/Trading-v0, num_envs=4)"
@@ -223,7 +223,7 @@ def test_single_ones_work_in_processes_of_their_own(crashing_path, context):
     chosen = settings(crashing_path)
     sync = SyncVectorEnv([lambda: HpcrlTradingEnv(**chosen)] * 2, **SAME_STEP)
     apart = gymnasium.make_vec(
-        hpcrl.env.ENV_ID,
+        hpcrl.ENV_ID,
         num_envs=2,
         vectorization_mode="async",
         vector_kwargs={"context": context, **SAME_STEP},
