@@ -8,6 +8,7 @@ Suffixes of tensor names, in this order:
     C  chunks of a minibatch            Q  steps of a chunk (sequence_length)
     W  attention window                 M  tokens of kept history (padded to a multiple of W)
     D  model width                      H  heads, K head width, L layers
+    P  numbers per asset that the actor gives (logits of a grid's positions, or a Gaussian's two)
     E  entries of one token (features, account, previous action and reward, time)
 
 so ``token_NTE`` is one token per environment and step. Accounts are float64, heads, log-probabilities,

@@ -90,6 +90,8 @@ def _measure(config: Config, epochs: int) -> dict[str, Any]:
             "rollout": config.learn.rollout,
             "batch_size": config.learn.batch_size,
             "ppo_epochs": config.learn.ppo_epochs,
+            "model_type": config.policy.model_type,
+            "head": config.policy.head,
             "d_model": config.policy.d_model,
             "layers": config.policy.layers,
             "window": config.policy.window,
@@ -109,9 +111,9 @@ def render(result: dict[str, Any]) -> Table:
     """The result for a person."""
     shape = result["config"]
     table = Table(
-        title=f"d_model {shape['d_model']} x {shape['layers']} layers, {shape['envs']} envs x "
-        f"{shape['rollout']} steps, {shape['precision']}, {result['machine']['device']}, "
-        f"{result['machine']['threads']} threads"
+        title=f"{shape['model_type']} d_model {shape['d_model']} x {shape['layers']} layers, "
+        f"{shape['envs']} envs x {shape['rollout']} steps, {shape['precision']}, "
+        f"{result['machine']['device']}, {result['machine']['threads']} threads"
     )
     table.add_column("what")
     table.add_column("value", justify="right")

@@ -106,10 +106,10 @@ class PolicyStrategy:
         self._age_N = length_N.clone()
 
     def weights(self, simulator: Simulator, step: int, position_NA: Tensor) -> Tensor:
-        params_NAK, _ = self._policy.step(simulator.observe(), self._age_N, self._memory)
+        params_NAP, _ = self._policy.step(simulator.observe(), self._age_N, self._memory)
         self._age_N += 1
         distribution = self._policy.distribution
-        return distribution.weights(distribution.mode(params_NAK))
+        return distribution.weights(distribution.mode(params_NAP))
 
 
 class Recorder:

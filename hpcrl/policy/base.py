@@ -23,7 +23,7 @@ class Policy(nn.Module, ABC):
     """Actor and critic over tokens of E entries, for one account of A assets.
 
     Two ways through the same weights, which agree (tests/policy): ``step`` for rollouts, ``sequence`` for
-    learning. Outputs are float32: the distribution's K numbers per asset [..., A, K], and value [...] in
+    learning. Outputs are float32: the distribution's P numbers per asset [..., A, P], and value [...] in
     units of scaled return. A subclass owns the trunk: ``embed``, what follows it, and the memory.
     """
 
@@ -65,7 +65,7 @@ class Policy(nn.Module, ABC):
 
     @abstractmethod
     def step(self, token_NE: Tensor, age_N: Tensor, memory: Memory) -> tuple[Tensor, Tensor]:
-        """One token per environment, ``age_N`` steps after its episode's first: [N, A, K] and value [N].
+        """One token per environment, ``age_N`` steps after its episode's first: [N, A, P] and value [N].
 
         Takes the token into ``memory``, in place.
         """
@@ -83,7 +83,7 @@ class Policy(nn.Module, ABC):
         """
 
     def sequence(self, token_CQE: Tensor, memory: Memory, age_CQ: Tensor) -> tuple[Tensor, Tensor]:
-        """Q tokens after ``memory`` at once: [C, Q, A, K] and value [C, Q]; leaves ``memory`` as it is."""
+        """Q tokens after ``memory`` at once: [C, Q, A, P] and value [C, Q]; leaves ``memory`` as it is."""
         x, _ = self.encode(token_CQE, memory, age_CQ)
         return self._outputs(x)
 

@@ -1,4 +1,4 @@
-"""Distributions over the target weights of A independent assets, from an actor's K numbers per asset.
+"""Distributions over the target weights of A independent assets, from an actor's P numbers per asset.
 
 An action is what the learner needs to know of a choice: the index into a grid, or the number before the
 squashing. ``weights`` turns it into target weights. Sampling is by inverse transform from uniform numbers of
@@ -31,21 +31,21 @@ SHARES = 5
 
 class Distribution(Protocol):
     params: int
-    """K, numbers per asset that the actor gives."""
+    """P, numbers per asset that the actor gives."""
     bias: tuple[float, ...]
-    """Where an actor begins, K numbers."""
+    """Where an actor begins, P numbers."""
     action_dtype: torch.dtype
     shares: tuple[str, ...]
-    """Names of the P parts of the weights' range whose frequencies are logged; see ``share``."""
+    """Names of the parts of the weights' range whose frequencies are logged; see ``share``."""
     greatest_entropy: float
     """Of one asset, in nats: that of choosing at random."""
     collapsed_entropy: float
     """Of one asset: below it hardly anything is left to explore (guessed)."""
 
-    def sample(self, params_NAK: Tensor, uniform_NA: Tensor) -> Tensor:
+    def sample(self, params_NAP: Tensor, uniform_NA: Tensor) -> Tensor:
         """Actions [N, A] from numbers in [0, 1), float64."""
 
-    def mode(self, params_NAK: Tensor) -> Tensor:
+    def mode(self, params_NAP: Tensor) -> Tensor:
         """The deterministic action [N, A]."""
 
     def weights(self, action_NA: Tensor) -> Tensor:
@@ -55,7 +55,7 @@ class Distribution(Protocol):
         """[N, A] int64: in which of ``shares`` an action lies."""
 
     def log_prob_and_entropy(self, params: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
-        """Of the joint action: params [..., A, K], action [..., A]; both [...] float32, in nats."""
+        """Of the joint action: params [..., A, P], action [..., A]; both [...] float32, in nats."""
 
 
 def build_distribution(config: PolicyConfig) -> Distribution:
@@ -65,7 +65,7 @@ def build_distribution(config: PolicyConfig) -> Distribution:
 
 
 class Discrete:
-    """A categorical choice out of a grid of target weights; K logits per asset."""
+    """A categorical choice out of a grid of target weights; P logits per asset."""
 
     action_dtype = torch.int64
 
@@ -77,17 +77,17 @@ class Discrete:
         self.collapsed_entropy = 0.02 * self.greatest_entropy
         self._grid_P = torch.tensor(positions, dtype=torch.float64)
 
-    def sample(self, params_NAK: Tensor, uniform_NA: Tensor) -> Tensor:
+    def sample(self, params_NAP: Tensor, uniform_NA: Tensor) -> Tensor:
         cumulative_NA = torch.zeros_like(uniform_NA)
         action_NA = torch.zeros_like(uniform_NA, dtype=torch.int64)
         # No cumsum: nondeterministic on CUDA.
-        for probability_NA in params_NAK.double().softmax(-1).unbind(-1)[:-1]:
+        for probability_NA in params_NAP.double().softmax(-1).unbind(-1)[:-1]:
             cumulative_NA = cumulative_NA + probability_NA
             action_NA = action_NA + (uniform_NA >= cumulative_NA)
         return action_NA
 
-    def mode(self, params_NAK: Tensor) -> Tensor:
-        return params_NAK.argmax(-1)
+    def mode(self, params_NAP: Tensor) -> Tensor:
+        return params_NAP.argmax(-1)
 
     def weights(self, action_NA: Tensor) -> Tensor:
         self._grid_P = self._grid_P.to(action_NA.device)
@@ -109,7 +109,7 @@ class Continuous:
         w = mid + half tanh(u),  u ~ N(m, s)
         ln p(w) = ln N(u; m, s) - ln(half (1 - tanh(u)^2))
 
-    K = 2 numbers per asset: m, and the logit of where ln s lies within ``STD_RANGE``. The action is u: from w
+    P = 2 numbers per asset: m, and the logit of where ln s lies within ``STD_RANGE``. The action is u: from w
     near a bound it could not be recovered. Entropy is that of w: H(u) + E[ln half (1 - tanh(u)^2)], the
     expectation by Gauss-Hermite quadrature.
     """
@@ -136,15 +136,15 @@ class Continuous:
         mean, place = params.unbind(-1)
         return mean, self._log_low + self._log_span * place.sigmoid()
 
-    def sample(self, params_NAK: Tensor, uniform_NA: Tensor) -> Tensor:
-        mean_NA, log_std_NA = self._mean_and_log_std(params_NAK.double())
+    def sample(self, params_NAP: Tensor, uniform_NA: Tensor) -> Tensor:
+        mean_NA, log_std_NA = self._mean_and_log_std(params_NAP.double())
         # 0 would be minus infinity; 1 - 2^-53 is the greatest that the hash gives.
         z_NA = torch.special.ndtri(uniform_NA.clamp_min(2.0**-54))
         return (mean_NA + log_std_NA.exp() * z_NA).float()
 
-    def mode(self, params_NAK: Tensor) -> Tensor:
+    def mode(self, params_NAP: Tensor) -> Tensor:
         """The squashed mean, which is the median of the weight."""
-        return params_NAK[..., 0]
+        return params_NAP[..., 0]
 
     def weights(self, action_NA: Tensor) -> Tensor:
         squashed_NA = action_NA.double().tanh()

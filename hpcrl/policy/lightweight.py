@@ -69,7 +69,7 @@ class RecurrentBlock(nn.Module):
 
 
 def transformer_parameters(config: PolicyConfig, n_entries: int, outputs: int) -> int:
-    """Of the transformer of this config; ``outputs``: the actor's, A x K."""
+    """Of the transformer of this config; ``outputs``: the actor's, A x P."""
     d, wide = config.d_model, config.feedforward_mult * config.d_model
     block = 2 * d + 4 * d * d + (d + 1) * wide + (wide + 1) * d
     return (n_entries + 1) * d + config.layers * block + d + (d + 1) * (outputs + 1)

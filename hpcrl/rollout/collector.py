@@ -30,8 +30,8 @@ class Tally:
     """Sums over a rollout, on the device until the epoch's end. Rewards and costs per env step."""
 
     terms_KN: Tensor
-    shares_P: Tensor
-    """Actions in each of the distribution's shares."""
+    share_counts: Tensor
+    """float64, actions in each of the distribution's ``shares``."""
 
     NAMES = ("reward", "log_return", "turnover", "fees", "spread", "impact", "financing", "bankruptcies")
 
@@ -49,7 +49,7 @@ class Tally:
         )  # fmt: skip
         self.terms_KN += torch.stack([term.double() for term in terms])
         ones = torch.ones_like(share_NA, dtype=torch.float64).flatten()
-        self.shares_P.index_add_(0, share_NA.flatten(), ones)
+        self.share_counts.index_add_(0, share_NA.flatten(), ones)
 
     @property
     def sums(self) -> Tensor:
@@ -127,9 +127,9 @@ class Collector:
         rollout.token_CNQE[chunk, :, step] = token_NE
         rollout.age_CNQ[chunk, :, step] = self.age_N
         with self.watch.span("policy"):
-            params_NAK, _ = self.policy.step(token_NE, self.age_N, memory)
+            params_NAP, _ = self.policy.step(token_NE, self.age_N, memory)
             uniform_NA = keyed_uniform(self.key_A, self.env_ids_N[:, None], counter)
-            action_NA = distribution.sample(params_NAK, uniform_NA)
+            action_NA = distribution.sample(params_NAP, uniform_NA)
         with self.watch.span("env"):
             outcome = self.simulator.step(distribution.weights(action_NA))
         rollout.action_CNQA[chunk, :, step] = action_NA

@@ -22,7 +22,7 @@ def summarise(rollout: Rollout, tally: Tally, shares: tuple[str, ...], world: Wo
     """
     steps = rollout.age_CNQ.numel() * world.size
     ends = (rollout.terminated_CNQ | rollout.truncated_CNQ).sum().double()
-    total = all_sum(world, torch.cat((tally.sums, tally.shares_P, ends[None]))).tolist()
+    total = all_sum(world, torch.cat((tally.sums, tally.share_counts, ends[None]))).tolist()
     sums = dict(zip(Tally.NAMES, total, strict=False))
     counts = total[len(Tally.NAMES) : -1]
     named = {f"action_share/{name}": count / sum(counts) for name, count in zip(shares, counts, strict=True)}

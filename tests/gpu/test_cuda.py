@@ -27,6 +27,12 @@ TINY = {
     "learn": {"rollout": 64, "sequence_length": 32, "batch_size": 128},
 }
 
+KINDS = [
+    (f"policy.model_type={kind}", f"policy.head={head}")
+    for kind in ("transformer", "lightweight")
+    for head in ("discrete", "continuous")
+]
+
 
 @pytest.fixture(scope="module")
 def market(tmp_path_factory):
@@ -52,9 +58,10 @@ def test_draws_are_the_same_on_both_devices():
     assert torch.equal(uniform(1, 2, ids, 3), uniform(1, 2, ids.cuda(), 3).cpu())
 
 
+@pytest.mark.parametrize("kind", KINDS, ids=str)
 @pytest.mark.parametrize(("precision", "limit"), [("fp32", 1e-4), ("bf16", 0.1)])
-def test_a_rollouts_steps_equal_the_learners_sequence(market, world, precision, limit):
-    trainer = trainer_on(market, world, f"engine.precision={precision}")
+def test_a_rollouts_steps_equal_the_learners_sequence(market, world, precision, limit, kind):
+    trainer = trainer_on(market, world, *kind, f"engine.precision={precision}")
     stepped = []
     step = trainer.collector.policy.step
 
@@ -70,9 +77,10 @@ def test_a_rollouts_steps_equal_the_learners_sequence(market, world, precision, 
     assert away <= limit
 
 
+@pytest.mark.parametrize("kind", KINDS, ids=str)
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_the_ratio_is_one_on_the_first_minibatch(market, world, precision):
-    trainer = trainer_on(market, world, f"engine.precision={precision}")
+def test_the_ratio_is_one_on_the_first_minibatch(market, world, precision, kind):
+    trainer = trainer_on(market, world, *kind, f"engine.precision={precision}")
     for epoch in range(2):
         rollout, _ = trainer.collector.collect(epoch)
         learnt = update(trainer.engine, rollout, trainer.scale, trainer.config, epoch, world)

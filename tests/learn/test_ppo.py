@@ -180,7 +180,7 @@ def test_shares_count_every_action_of_every_asset(market, one_rank, head):
     found = {name: value for name, value in metrics.items() if name.startswith("action_share/")}
     assert list(found) == [f"action_share/{share}" for share in shares]
     assert sum(found.values()) == pytest.approx(1) and metrics["action_share_max"] == max(found.values())
-    assert tally.shares_P.sum() == rollout.action_CNQA.numel() == 6 * 48 * 2
+    assert tally.share_counts.sum() == rollout.action_CNQA.numel() == 6 * 48 * 2
 
 
 @pytest.mark.parametrize(
