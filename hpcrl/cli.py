@@ -307,6 +307,29 @@ def bench_env(
         Console().print(render(result))
 
 
+@bench_app.command("against-sb3")
+def bench_against_sb3(
+    task: Annotated[str, typer.Option(help="A planted market.")] = "L2",
+    seconds: Annotated[float, typer.Option(help="Of training, for each of the two.")] = 300.0,
+    config: Annotated[Path, typer.Option("--config", help="Settings of both.")] = Path("yaml/learn.yaml"),
+    sets: Sets = None,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    threads: Annotated[int, typer.Option(min=1)] = 1,
+    out: Annotated[Path, typer.Option("--out", help="JSON to write; a picture goes beside it.")] = Path(
+        "against_sb3.json"
+    ),
+) -> None:
+    """hpcrl and Stable-Baselines3's PPO on one planted market: share of the oracle against time."""
+    from hpcrl.bench.against import against_sb3, check, write
+
+    check(out)
+    result = against_sb3(
+        task, seconds, config_path=config, overrides=tuple(sets or ()), seed=seed, threads=threads
+    )
+    for path in write(result, out):
+        print(path)
+
+
 @bench_app.command("learn")
 def bench_learn(
     task: Annotated[str, typer.Option(help="L3, or L1,L2, or all: planted markets.")] = "all",

@@ -82,7 +82,7 @@ def bench_learn(
     """
     for task in tasks:
         find_task(task)
-        _task_config(config_path, overrides, task, "market.h5", 0)
+        task_config(config_path, overrides, task, "market.h5", 0)
     runs = [(task, seed) for task in tasks for seed in range(seeds)]
     found: dict[str, list[SeedResult]] = {task: [] for task in tasks}
     for task, result in _run_all(runs, config_path, overrides, size, jobs):
@@ -138,7 +138,7 @@ def _idle(result: SeedResult) -> bool:
     return near and result.turnover < IDLE_TURNOVER
 
 
-def _task_config(config_path: Path, overrides: tuple[str, ...], task: str, market: str, seed: int) -> Config:
+def task_config(config_path: Path, overrides: tuple[str, ...], task: str, market: str, seed: int) -> Config:
     """The one configuration, with what the task decides: data, half-spread, seed."""
     cost = find_task(task).half_spread
     own = [f"market.path={market}", f"train.seed={seed}", f"env.costs.half_spread={cost}"]
@@ -149,13 +149,14 @@ def run_seed(
     task: str, seed: int, config_path: Path, overrides: tuple[str, ...] = (), size: Size = Size()
 ) -> SeedResult:
     """Train one seed on its own paths, and judge the last policy on fresh ones."""
+    from hpcrl.evaluate.backtest import PolicyStrategy
     from hpcrl.market.stage import stage_planted
     from hpcrl.world.ranks import start_world
 
     with tempfile.TemporaryDirectory() as folder:
         path = str(Path(folder) / "train.h5")
         stage_planted(path, task, bars=size.train_bars, paths=size.train_paths, seed=seed)
-        config = _task_config(config_path, overrides, task, path, seed)
+        config = task_config(config_path, overrides, task, path, seed)
         world = start_world(config.engine.device, 1)
         begun = time.perf_counter()
         policy, scaler, history = _train(config, world)
@@ -164,7 +165,9 @@ def run_seed(
         bars = size.fresh_bars + config.policy.padded_history + 1
         stage_planted(fresh, task, bars=bars, paths=size.fresh_paths, seed=seed + FRESH_SEED)
         market_config = config.market.model_copy(update={"path": fresh})
-        judged = judge(task, policy, scaler, config.model_copy(update={"market": market_config}))
+        judged = judge(
+            task, PolicyStrategy(policy), scaler, config.model_copy(update={"market": market_config})
+        )
     steps = config.train.epochs * config.env.envs_per_gpu * config.learn.rollout
     return SeedResult(seed=seed, steps=steps, train_seconds=seconds, history=history, **judged)
 
@@ -188,9 +191,10 @@ def _train(config: Config, world: Any) -> tuple[Any, Any, tuple[tuple[int, float
     return trainer.collector.policy, scaler, tuple(curve[:: max(1, len(curve) // 30)])
 
 
-def judge(task: str, policy: Any, scaler: Any, config: Config) -> dict[str, Any]:
-    """Agent and oracle on the same fresh paths of ``config.market.path``, each from a flat account."""
-    from hpcrl.evaluate.backtest import Group, Plan, PolicyStrategy, new_simulator, play
+def judge(task: str, agent: Any, scaler: Any, config: Config) -> dict[str, Any]:
+    """Agent (a strategy) and oracle on the same fresh paths of ``config.market.path``, each from a flat
+    account."""
+    from hpcrl.evaluate.backtest import Group, Plan, new_simulator, play
     from hpcrl.market.oracle import oracle, rewards
     from hpcrl.market.store import load_market
 
@@ -206,9 +210,7 @@ def judge(task: str, policy: Any, scaler: Any, config: Config) -> dict[str, Any]
         simulator = new_simulator(
             tensors, config.env, plan, group, copies=1, history=config.policy.padded_history, seed=0
         )
-        strategy: Any = OracleStrategy(best, market.feature_BSF[:, :, 0], start)
-        if name == "agent":
-            strategy = PolicyStrategy(policy)
+        strategy = agent if name == "agent" else OracleStrategy(best, market.feature_BSF[:, :, 0], start)
         played[name] = play(simulator, group, plan.steps, strategy)
     logs = {name: np.diff(np.log(track.equity_TN), axis=0).mean(0) for name, track in played.items()}
     returns_BS = np.diff(np.log(market.close_BS), axis=0, prepend=np.nan)[start:]
