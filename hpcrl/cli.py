@@ -134,7 +134,7 @@ def stage_synthetic(
 @stage_app.command("planted")
 def stage_planted(
     out: Out,
-    task: Annotated[str, typer.Option(help="L0, L1, L2, L3, L4, L4b, L5, L5b or control.")],
+    task: Annotated[str, typer.Option(help="L0, L1, L2, L3, L4, L4b, L5 or control.")],
     bars: Annotated[int, typer.Option(min=1, help="Tradable bars per path; burn-in comes on top.")] = 1000,
     paths: Annotated[int, typer.Option(min=1, help="Separate paths, one symbol each.")] = 1,
     seed: Annotated[int, typer.Option(min=0)] = 0,

@@ -26,11 +26,10 @@ from hpcrl.market.planted import TASKS, find_task
 from hpcrl.types import HpcrlError
 
 MUST: dict[str, float | None] = {
-    "L0": None, "L1": 0.8, "L2": 0.93, "L3": 0.7, "L4": 0.9, "L4b": None, "L5": 0.9, "L5b": 0.9,
-    "control": None,
+    "L0": None, "L1": 0.8, "L2": 0.93, "L3": 0.7, "L4": 0.9, "L4b": None, "L5": 0.9, "control": None,
 }  # fmt: skip
 """Least share of the oracle; None: none is demanded, or (L0, control) there is nothing to earn."""
-GOAL = {"L1": 0.95, "L2": 0.947, "L3": 0.9, "L4": 0.95, "L4b": 0.85, "L5": 0.98, "L5b": 0.98}
+GOAL = {"L1": 0.95, "L2": 0.947, "L3": 0.9, "L4": 0.95, "L4b": 0.85, "L5": 0.98}
 IDLE_TURNOVER = 0.05
 """Most turnover a bar where flat is best."""
 FRESH_SEED = 1_000_000

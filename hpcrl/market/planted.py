@@ -1,4 +1,4 @@
-"""Planted markets L0 to L5, L4b, L5b and the control: made-up bars whose best policy is known (``oracle``).
+"""Planted markets L0 to L5, L4b and the control: made-up bars whose best policy is known (``oracle``).
 
 Reward of a position a_t in {-1, 0, 1}, chosen at the close of bar t: a_t r_{t+1} - c |a_t - a_{t-1}|, with
 r_{t+1} = ln(close_{t+1} / close_t) and half-spread c (a fraction of the price). The open of a bar is the
@@ -130,7 +130,6 @@ TASKS: dict[str, Task] = {
         Task("L4", Hidden(drift=5e-4, flip=0.02, sigma=1e-3), "return", 1e-4, 3.6647e-4),
         Task("L4b", Hidden(drift=2e-4, flip=0.01, sigma=1e-3), "return", 1e-4, 1.1103e-4),
         Task("L5", Cue(size=5e-4, delay=12, sigma=5e-4), "cue", 0.0, 5e-4),
-        Task("L5b", Cue(size=5e-4, delay=45, sigma=5e-4), "cue", 0.0, 5e-4),  # 1.4 windows of 32 bars
         Task("control", _CONTROL, "signal", 1e-4, 0.0),
     )
 }

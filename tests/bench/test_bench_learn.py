@@ -26,16 +26,12 @@ def result(seed=0, share=0.95, reward=1e-4, error=1e-6, turnover=0.01):
 @pytest.mark.slow
 @pytest.mark.parametrize(("task", "window", "epochs"), [("L2", 32, 8), ("L5", 32, 20), ("L5", 8, 24)])
 def test_the_last_policy_reaches_nine_tenths_of_the_oracle_on_fresh_bars(task, window, epochs, one_rank):
-    """A signal behind a cost; a cue inside one window; a cue beyond one window, which needs two layers."""
-    found = run_seed(task, 0, CONFIG, (f"train.epochs={epochs}", f"policy.window={window}"), SIZE)
+    """A signal behind a cost; a cue of 12 bars ago inside one window; the same beyond one (two layers)."""
+    sets = (f"train.epochs={epochs}", f"policy.window={window}", "policy.d_model=64")  # wider: fewer steps
+    found = run_seed(task, 0, CONFIG, sets, SIZE)
     assert 0.9 <= found.share <= 1.02, found
     assert found.formula_share == pytest.approx(found.share, abs=0.02)
     assert found.steps == epochs * 128 * 128
-
-
-def test_the_far_cue_lies_beyond_one_window_and_within_two():
-    policy = load_config(CONFIG, environment={}).policy
-    assert policy.window * 1.4 <= TASKS["L5b"].process.delay + 1 < policy.history_tokens
 
 
 def test_every_task_has_its_demand_and_one_configuration_serves_all():
