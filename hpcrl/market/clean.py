@@ -253,6 +253,19 @@ def _judge_values(
                 files,
                 f"a split, but the prices are said to be adjusted ({price_adjustment})",
             )
+    if "dividend" not in features:
+        odd = frame[frame["dividend"] < 0]
+        bad.add(
+            "bad_dividend", odd, files, (f"dividend is {value:g}; at least 0" for value in odd["dividend"])
+        )
+        if price_adjustment == "splits_dividends":
+            twice = frame[frame["dividend"] != 0.0]
+            bad.add(
+                "dividend_twice",
+                twice,
+                files,
+                "a dividend, but the prices are said to be adjusted for dividends",
+            )
     if "delist" not in features:
         odd = frame[frame["delist"] < 0]
         bad.add("bad_delist", odd, files, (f"delist is {value:g}; a price >= 0" for value in odd["delist"]))

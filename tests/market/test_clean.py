@@ -216,6 +216,17 @@ def test_bad_corporate_actions_are_refused(tmp_path):
         stage(table, tmp_path)
 
 
+def test_bad_dividends_are_refused(tmp_path):
+    table = walk(300).assign(dividend=0.0)
+    table.loc[60, "dividend"] = -0.5
+    with pytest.raises(HpcrlError, match=r"1 bad_dividend.*\n.*dividend is -0.5; at least 0"):
+        stage(table, tmp_path)
+    table.loc[60, "dividend"] = 0.5
+    with pytest.raises(HpcrlError, match="1 dividend_twice"):
+        stage(table, tmp_path, price_adjustment="splits_dividends")
+    stage(table, tmp_path, price_adjustment="splits")
+
+
 def test_a_jump_by_a_splits_ratio_is_flagged_in_unadjusted_prices_only(tmp_path):
     table = msft()
     price = ["open", "high", "low", "close"]
