@@ -150,16 +150,19 @@ class _Run:
 
     def _time(self, steps: int) -> float:
         """Seconds of so many steps; what it takes to begin episodes is not part of it."""
+        import torch
+
         simulator, passed = self._simulator, 0.0
         length = self._bars // 2
-        for first in range(0, steps, length):
-            count = min(length, steps - first)
-            simulator.begin_episodes(count)
-            start = time.perf_counter()
-            for step in range(count):
-                simulator.step(self._actions_KNA[step % ACTIONS])
-                simulator.observe()
-            passed += time.perf_counter() - start
+        with torch.inference_mode():  # as in evaluation
+            for first in range(0, steps, length):
+                count = min(length, steps - first)
+                simulator.begin_episodes(count)
+                start = time.perf_counter()
+                for step in range(count):
+                    simulator.step(self._actions_KNA[step % ACTIONS])
+                    simulator.observe()
+                passed += time.perf_counter() - start
         return passed
 
     def result(self) -> dict[str, Any]:
