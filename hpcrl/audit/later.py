@@ -23,6 +23,7 @@ FURTHER_BEHIND = (16, 20, 24, 30, 36, 48, 60, 78, 96, 120)
 AHEAD = 24
 FURTHER_AHEAD = (30, 36, 42, 48, 54, 60, 78, 96)
 SIGNS = (1, 3, 6, 12, 24, 78)
+SIZE_SUMS = (1, 2, 3, 6, 12, 24, 36, 48, 78)
 COARSE_MINUTES = (15, 30, 60, 240)
 
 
@@ -35,6 +36,8 @@ class Known:
     session_R: np.ndarray
     past_RK: np.ndarray
     future: dict[str, np.ndarray]
+    past_sizes_RK: np.ndarray
+    future_sizes: dict[str, np.ndarray]
 
     def return_R(self, bars: int) -> np.ndarray:
         """The log return over the next ``bars`` bars; cut short at the end."""
@@ -61,7 +64,9 @@ def know(one: SymbolBars) -> Known:
         np.column_stack([*past.values(), np.log(one.close[at_R])]), posinf=0.0, neginf=0.0
     )
     future = _bars_to_come(log, bars["volume"]) | _sessions(log, sums, session_R) | _coarse(one, at_R, log)
-    return Known(one, at_R, bars, log, session_R, past_RK, future)
+    past_sizes, future_sizes = _sizes(log, bars["volume"])
+    past_sizes_RK = np.column_stack(list(past_sizes.values()))
+    return Known(one, at_R, bars, log, session_R, past_RK, future, past_sizes_RK, future_sizes)
 
 
 def _past(
@@ -93,6 +98,27 @@ def _bars_to_come(log: dict[str, np.ndarray], volume_R: np.ndarray) -> dict[str,
         "the next bar's volume": ago(np.log1p(volume_R), -1),
         "the next move's size": np.abs(over[1]),
     }
+
+
+def _sizes(
+    log: dict[str, np.ndarray], volume_R: np.ndarray
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """How much the market moved and traded, whatever the direction: (in the past, in bars to come)."""
+    step_R = np.diff(log["close"], prepend=log["close"][0])
+    sizes = {
+        "moves' size": np.abs(step_R),
+        "squared moves": step_R**2,
+        "ranges": log["high"] - log["low"],
+        "volume": volume_R,
+    }
+    past: dict[str, np.ndarray] = {}
+    future: dict[str, np.ndarray] = {}
+    for name, size_R in sizes.items():
+        sum_R = np.cumsum(size_R / max(size_R.mean(), 1e-300))
+        past |= {f"{name} {h}": sum_R - ago(sum_R, h) for h in SIZE_SUMS}
+        ahead = (*range(1, AHEAD + 1), *FURTHER_AHEAD) if "moves" in name else SIZE_SUMS
+        future |= {f"the next {h} bars' {name}": ago(sum_R, -h) - sum_R for h in ahead}
+    return past, future
 
 
 def _sessions(log: dict[str, np.ndarray], sums: pd.DataFrame, session_R: np.ndarray) -> dict[str, np.ndarray]:

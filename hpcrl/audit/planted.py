@@ -255,6 +255,11 @@ def _noisy_return(rows: pd.DataFrame) -> np.ndarray:
     return value + 0.8 * value.std() * np.random.default_rng(0).standard_normal(len(value))
 
 
+def _volatility_to_come(rows: pd.DataFrame) -> np.ndarray:
+    moves = pd.Series(np.log(rows["close"].to_numpy())).diff()
+    return moves.rolling(12).std().shift(-12).ffill().bfill().to_numpy()
+
+
 def _coarse_close(rows: pd.DataFrame) -> np.ndarray:
     return rows.groupby(rows["timestamp"].dt.floor("15min"))["close"].transform("last").to_numpy()
 
@@ -336,6 +341,7 @@ LEAKS: tuple[Leak, ...] = (
     Leak("column: next bar's high", frame=_column(lambda rows: _later(rows["high"].to_numpy()))),
     Leak("column: 15-minute close before it has closed", frame=_column(_coarse_close)),
     Leak("column: label of the next 20 bars", frame=_column(lambda rows: np.sign(_next_return(rows, 20)))),
+    Leak("column: volatility of the next 12 bars", frame=_column(_volatility_to_come)),
     Leak("column: RSI of the next bar", frame=_column(_next_feature("rsi14"))),
     Leak("column standardised over the whole sample", frame=_column(_standardised)),
 )

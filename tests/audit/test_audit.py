@@ -141,6 +141,10 @@ def whole(rows: pd.DataFrame):
     return rows.groupby(rows["timestamp"].dt.date)
 
 
+def moves(rows: pd.DataFrame) -> pd.Series:
+    return np.log(rows["close"]).diff().fillna(0.0)
+
+
 LEAKY = {
     "the day's close": lambda rows: whole(rows)["close"].transform("last"),
     "the day's return": lambda rows: np.log(
@@ -148,6 +152,11 @@ LEAKY = {
     ),
     "the day's high": lambda rows: whole(rows)["high"].transform("max"),
     "next volume": lambda rows: rows["volume"].shift(-1).ffill(),
+    "volume of the next 24 bars": lambda rows: rows["volume"].rolling(24).mean().shift(-24).ffill().bfill(),
+    "volatility of the next 24 bars": lambda rows: moves(rows).rolling(24).std().shift(-24).ffill().bfill(),
+    "mean move of the next 6 bars": lambda rows: (
+        moves(rows).abs().rolling(6).mean().shift(-6).ffill().bfill()
+    ),
     "smoothed over 101 bars": lambda rows: rows["close"].rolling(101, center=True, min_periods=1).mean(),
     "label with a threshold": lambda rows: rows["close"].shift(-7).ffill() / rows["close"] > 1.001,
     "scaled to 0 and 1": lambda rows: (
@@ -155,6 +164,11 @@ LEAKY = {
     ),
 }
 HONEST = {
+    "volatility of the last 12 bars": lambda rows: moves(rows).rolling(12, min_periods=2).std().bfill(),
+    "a walk that never is negative": lambda rows: np.exp(
+        0.01 * np.random.default_rng(2).standard_normal(len(rows)).cumsum()
+    ),
+    "volume so far": lambda rows: rows["volume"].cumsum(),
     "the day's high so far": lambda rows: whole(rows)["high"].cummax(),
     "the day before's close": lambda rows: (
         rows["timestamp"].dt.date.map(whole(rows)["close"].last().shift(1)).bfill()
