@@ -13,6 +13,7 @@ same-step mode seeded with s: environment i has the seed s + i.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -122,10 +123,15 @@ class HpcrlTradingEnv(_Adapter, gymnasium.Env):
         """Start an episode; (observation [E], info).
 
         ``options``: symbol (a name) and bar (a row, the first decision's); what is not given is drawn.
-        HpcrlError, and the old episode goes on, where they do not fit.
+        HpcrlError, and the old episode and generator go on, where they do not fit.
         """
+        chosen, before = read_options(options, ("symbol", "bar")), (self._np_random, self._np_random_seed)
         super().reset(seed=seed)
-        start = self._desk.places.choose(self.np_random, **read_options(options, ("symbol", "bar")))
+        try:
+            start = self._desk.places.choose(self.np_random, **chosen)
+        except HpcrlError:
+            self._np_random, self._np_random_seed = before
+            raise
         everyone = np.ones(1, dtype=bool)
         self._desk.begin(everyone, [start])
         infos = self._desk.infos(everyone)
@@ -213,6 +219,8 @@ class HpcrlVectorEnv(_Adapter, VectorEnv):
         mask_N = self._mask(options.get("reset_mask"))
         chosen = {name: self._each(name, options.get(name)) for name in ("symbol", "bar")}
         generators = list(self._seeded())
+        if {"symbol", "bar"} & options.keys():  # one may not fit after others have drawn
+            generators = copy.deepcopy(generators)
         for n, one in enumerate(self._seeds(seed)):
             if one is not None and mask_N[n]:
                 generators[n] = seeding.np_random(one)
@@ -278,7 +286,7 @@ class HpcrlVectorEnv(_Adapter, VectorEnv):
         return mask.copy()
 
     def _each(self, name: str, value: Any) -> list[Any]:
-        if isinstance(value, (list, tuple, np.ndarray)):
+        if isinstance(value, (list, tuple)) or (isinstance(value, np.ndarray) and value.ndim):
             if len(value) != self.num_envs:
                 raise HpcrlError(
                     f"reset option {name} has {len(value)} values for {self.num_envs} environments"
@@ -289,6 +297,8 @@ class HpcrlVectorEnv(_Adapter, VectorEnv):
     def _seeds(self, seed: int | Sequence[int | None] | None) -> list[int | None]:
         if seed is None or isinstance(seed, (int, np.integer)):
             return [None if seed is None else int(seed) + n for n in range(self.num_envs)]
+        if not isinstance(seed, (Sequence, np.ndarray)) or isinstance(seed, str):
+            raise HpcrlError(f"reset: seed = {seed!r}: a whole number is needed, or one for each environment")
         if len(seed) != self.num_envs:
             raise HpcrlError(f"reset: {len(seed)} seeds for {self.num_envs} environments")
         return list(seed)

@@ -82,6 +82,8 @@ class Places:
 
 def read_options(options: Mapping[str, Any] | None, known: tuple[str, ...]) -> dict[str, Any]:
     """HpcrlError for an option that ``reset`` does not have."""
+    if options is not None and not isinstance(options, Mapping):
+        raise HpcrlError(f"reset: options = {options!r:.80} must be a dictionary of {', '.join(known)}")
     options = dict(options or {})
     for name in options:
         if name not in known:

@@ -143,6 +143,32 @@ def test_options_choose_the_start_of_all_or_of_each(planted_path):
         env.reset(options={"bar": [300, 310]})
 
 
+def test_a_refused_reset_changes_no_generator(planted_path):
+    single, batch = HpcrlTradingEnv(planted_path), HpcrlVectorEnv(planted_path, num_envs=3)
+    for env, bar in ((single, 1), (batch, [300, 301, 1])):
+        env.reset(seed=7)
+        expected = [env.reset()[1]["bar"] for _ in range(3)]
+        env.reset(seed=7)
+        for seed in (None, 5):
+            with pytest.raises(HpcrlError, match="reset option bar = 1: an episode"):
+                env.reset(seed=seed, options={"bar": bar})
+        np.testing.assert_array_equal([env.reset()[1]["bar"] for _ in range(3)], expected)
+
+
+@pytest.mark.parametrize(
+    "given, words",
+    [
+        ({"seed": 1.5}, "seed = 1.5: a whole number is needed, or one for each"),
+        ({"seed": [1, 2]}, "2 seeds for 3 environments"),
+        ({"options": "AAA"}, "options = 'AAA' must be a dictionary of symbol, bar, reset_mask"),
+        ({"options": {"bar": np.array(300.5)}}, "a row of the market's time grid is needed"),
+    ],
+)
+def test_what_is_no_seed_and_no_option_is_refused(planted_path, given, words):
+    with pytest.raises(HpcrlError, match=words):
+        HpcrlVectorEnv(planted_path, num_envs=3).reset(**given)
+
+
 def test_a_mask_resets_some_and_lets_the_others_go_on(planted_path):
     chosen = {"path": planted_path, "episode_steps": 20}
     native = HpcrlVectorEnv(num_envs=3, **chosen)
