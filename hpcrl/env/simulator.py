@@ -378,6 +378,8 @@ class Simulator:
                     f"saved {name} has shape {tuple(saved[name].shape)}, not {tuple(tensor.shape)}"
                 )
             tensor.copy_(saved[name])
+        # Else this simulator's own last step would hide a margin call among the saved ones.
+        self._some_called = True
         self._steps, self._left = (int(x) for x in saved["episode_steps"])
         if self._steps:
             self.prepare(self._steps)

@@ -315,6 +315,21 @@ def test_margin_call_liquidates_at_the_next_step():
     assert after[0] > 2.5 and after[1] == 0 and after[2] == pytest.approx(2, abs=0.1)
 
 
+def test_a_saved_margin_call_liquidates_in_a_simulator_that_has_played_without_one():
+    market = crash(build_market(bars=60), 30, factor=0.7)
+    rules = EnvConfig(max_leverage=2.0, maintenance=0.5, costs=FREE)
+    whole, used = (build_simulator(market, rules, n=1) for _ in range(2))
+    double = torch.full((1, 1), 2.0)
+    for simulator, steps in ((whole, 2), (used, 1)):
+        simulator.begin_at(torch.zeros(1, 1, dtype=torch.int64), torch.tensor([28]))
+        for _ in range(steps):
+            simulator.step(double)
+    saved = whole.state_dict()
+    assert saved["called_N1"].all() and not used.state_dict()["called_N1"].any()
+    used.load_state_dict(saved)
+    assert used.step(double).weight_NA.item() == whole.step(double).weight_NA.item() == 0
+
+
 @pytest.mark.parametrize("lag", [0, 1, 2])
 @pytest.mark.parametrize("symbols", [{}, {"S0": SymbolCosts(bps=3.0, participation=0.01)}])
 def test_step_and_observe_read_no_device_value(lag, symbols, monkeypatch):
