@@ -13,7 +13,7 @@ import multiprocessing
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -100,11 +100,11 @@ def _run_all(
     # Spawned, one thread each: forked children would inherit torch's threads.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(jobs, mp_context=context, initializer=_one_thread) as pool:
-        waiting = [
-            (task, pool.submit(run_seed, task, seed, config_path, overrides, size)) for task, seed in runs
-        ]
-        for task, future in waiting:
-            yield task, future.result()
+        waiting = {
+            pool.submit(run_seed, task, seed, config_path, overrides, size): task for task, seed in runs
+        }
+        for future in as_completed(waiting):
+            yield waiting[future], future.result()
 
 
 def _one_thread() -> None:
@@ -172,7 +172,7 @@ def run_seed(
 
 
 def _train(config: Config, world: Any) -> tuple[Any, Any, tuple[tuple[int, float], ...]]:
-    """Policy, scaler and learning curve of a run without a run folder."""
+    """Policy (on the CPU, where it is judged), scaler and learning curve of a run without a run folder."""
     from hpcrl.learn.ppo import update
     from hpcrl.market.scaler import fit_scaler
     from hpcrl.market.store import load_market
@@ -187,7 +187,7 @@ def _train(config: Config, world: Any) -> tuple[Any, Any, tuple[tuple[int, float
         update(trainer.engine, rollout, trainer.scale, config, epoch, world)
         trainer.engine.refresh(trainer.collector.policy)
         curve.append((steps * (epoch + 1), float(tally.sums[1]) / steps))
-    return trainer.collector.policy, scaler, tuple(curve[:: max(1, len(curve) // 30)])
+    return trainer.collector.policy.cpu(), scaler, tuple(curve[:: max(1, len(curve) // 30)])
 
 
 def judge(task: str, agent: Any, scaler: Any, config: Config) -> dict[str, Any]:

@@ -80,6 +80,24 @@ def test_the_page_and_the_table_show_every_seed_and_what_failed(tmp_path):
     assert render(results).row_count == 2
 
 
+@pytest.mark.slow
+def test_runs_side_by_side_give_what_one_after_the_other_does(one_rank):
+    sets, size = ("train.epochs=1", "env.envs_per_gpu=16"), Size(4, 400, 8, 60)
+    heard: list[str] = []
+
+    def told(task, result):
+        heard.append(f"{task} {result.seed}")
+
+    both = [
+        bench_learn(["L1", "L2"], 2, config_path=CONFIG, overrides=sets, jobs=jobs, size=size, told=told)
+        for jobs in (2, 1)
+    ]
+    for first, second in zip(*both, strict=True):
+        for a, b in zip(first["seeds"], second["seeds"], strict=True):
+            assert a | {"train_seconds": 0} == b | {"train_seconds": 0}
+    assert sorted(heard[:4]) == heard[4:] == ["L1 0", "L1 1", "L2 0", "L2 1"]
+
+
 def test_bad_requests_are_one_clear_error(tmp_path):
     with pytest.raises(HpcrlError, match="task 'L9' is not known"):
         bench_learn(["L9"], 1, config_path=CONFIG)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
+from hpcrl.bench.learn import Size, run_seed
 from hpcrl.config.load import load_config
 from hpcrl.env.draws import uniform
 from hpcrl.learn.ppo import recompute, update
@@ -106,6 +109,13 @@ def test_a_restored_run_goes_on_bit_for_bit(market, world):
     for part_name in ("weights", "exp_avg", "exp_avg_sq"):
         for name in a[part_name]:
             assert torch.equal(a[part_name][name], b[part_name][name]), (part_name, name)
+
+
+def test_what_a_gpu_has_learnt_is_judged(world):
+    config = Path(__file__).resolve().parents[2] / "yaml" / "learn.yaml"
+    sets = ("train.epochs=1", "env.envs_per_gpu=16", "engine.device=cuda")
+    found = run_seed("L2", 0, config, sets, Size(4, 400, 8, 60))
+    assert found.steps == 16 * 128 and found.share is not None and found.share < 0.5
 
 
 def test_nvml_answers_for_this_device(world):
