@@ -16,7 +16,7 @@ COINS = ("AAA/BTC", "BBB/BTC", "CCC/BTC")
 SMALL = [
     f"--set={item}"
     for item in (
-        "env.envs_per_gpu=4", "env.episode_rollouts=2", "policy.d_model=32", "policy.window=8",
+        "env.envs_per_gpu=4", "env.episode_rollouts=3", "policy.d_model=32", "policy.window=8",
         "learn.rollout=32", "learn.sequence_length=16", "learn.batch_size=64", "learn.ppo_epochs=2",
         "checkpoint.every_epochs=2", "checkpoint.every_minutes=0",
     )
