@@ -306,6 +306,23 @@ def test_state_is_below_2_kb_per_environment():
     assert sum(x.nbytes for x in saved.values()) / 100 < 2048
 
 
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("lot", [0, 1])
+def test_a_weight_that_is_not_finite_is_refused_before_anything_moves(bad, lot):
+    simulator = build_simulator(build_market(), reckless(lot=lot, assets="all"), ids=torch.arange(4, 7))
+    simulator.begin_episodes(10)
+    before, table = simulator.state_dict(), torch.zeros(3, simulator.n_assets, dtype=torch.float64)
+    table[1, 1] = bad
+    with pytest.raises(
+        HpcrlError, match=rf"env 5, symbol 1, bar \d+: the weight is {bad:g}; a finite number"
+    ):
+        simulator.step(table)
+    assert all(
+        torch.equal(before[k].nan_to_num(9), v.nan_to_num(9)) for k, v in simulator.state_dict().items()
+    )
+    simulator.step(torch.full_like(table, 1e300))  # large, and scaled
+
+
 def test_margin_call_liquidates_at_the_next_step():
     market = crash(build_market(bars=60), 30, factor=0.7)
     simulator = build_simulator(market, EnvConfig(max_leverage=2.0, maintenance=0.5, costs=FREE), n=1)
