@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
 
 import pytest
@@ -22,23 +21,27 @@ SIZE = Size(train_paths=4, train_bars=300, fresh_paths=5, fresh_bars=40)
 
 
 def judged(strategy):
-    time.sleep(0.05)
     return {"share": strategy, "share_error": 0.0, "reward": 0.0, "turnover": 0.0}
 
 
-def test_judging_takes_none_of_the_training_time_and_setting_up_neither():
-    clock = Clock(0.2, judged)
-    time.sleep(0.05)
+def test_judging_takes_none_of_the_training_time_and_setting_up_neither(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(against.time, "perf_counter", lambda: now[0])
+
+    def slow(strategy):
+        now[0] += 50.0
+        return judged(strategy)
+
+    clock = Clock(20.0, slow)
+    now[0] += 7.0  # setting up
     assert clock.passed == 0.0 and clock.decayed(1.0) == 1.0
-    assert clock.look(0, lambda: 1) and clock.passed < 0.04
-    time.sleep(0.1)
-    assert 0.4 <= clock.decayed(1.0) <= 0.55 or clock.passed > 0.12  # a busy machine sleeps longer
-    before = clock.passed
-    assert clock.look(7, lambda: 2) and clock.passed - before < 0.04
-    time.sleep(0.15)
+    assert clock.look(0, lambda: 1) and clock.passed == 0.0
+    now[0] += 5.0
+    assert clock.decayed(1.0) == 0.75
+    assert clock.look(7, lambda: 2) and clock.passed == 5.0
+    now[0] += 16.0
     assert not clock.look(9, lambda: 3) and clock.decayed(1.0) == against.LEAST_LR
-    assert [(p["steps"], p["share"]) for p in clock.curve] == [(0, 1), (7, 2), (9, 3)]
-    assert clock.curve[-1]["seconds"] >= 0.2
+    assert [(p["seconds"], p["steps"], p["share"]) for p in clock.curve] == [(0, 0, 1), (5, 7, 2), (21, 9, 3)]
 
 
 def test_between_the_marks_nobody_is_judged():
