@@ -35,7 +35,8 @@ class Starts:
 def find_starts(market: MarketTensors, *, steps: int, bars: tuple[int, int], all_assets: bool) -> Starts:
     """Pairs from which ``steps`` decisions and the last mark lie inside ``bars`` and the symbols' own bars.
 
-    Decisions stand at t0 .. t0 + steps - 1, the last mark at t0 + steps. HpcrlError if no pair fits.
+    Decisions stand at t0 .. t0 + steps - 1, the last mark at t0 + steps. An account over every symbol goes on
+    after a delisting, which turned that position into cash. HpcrlError if no pair fits.
     """
     if steps < 1:
         raise HpcrlError(f"an episode of {steps} steps: it needs at least 1")
@@ -43,7 +44,10 @@ def find_starts(market: MarketTensors, *, steps: int, bars: tuple[int, int], all
     last_S = market.last_bar_S.cpu().clamp_max(bars[1] - 1)
     symbol_PA = torch.arange(market.n_symbols)[:, None]
     if all_assets:
-        first_S, last_S, symbol_PA = first_S.max()[None], last_S.min()[None], symbol_PA.T
+        delisted_S = torch.isfinite(market.delist_BS).any(0).cpu()
+        going_S = last_S[~delisted_S]
+        last = going_S.min() if len(going_S) else last_S.max()
+        first_S, last_S, symbol_PA = first_S.max()[None], last[None], symbol_PA.T
     count_P = (last_S - steps - first_S + 1).clamp_min(0)
     total = int(count_P.sum())
     if not total:

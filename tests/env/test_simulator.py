@@ -99,6 +99,23 @@ def test_seed_changes_the_starts_and_is_honoured():
     assert torch.equal(starts[0], starts[1]) and not torch.equal(starts[0], starts[2])
 
 
+def test_one_account_over_all_goes_on_after_a_delisting_and_stops_where_a_symbol_only_ends():
+    market = build_market()  # last bars 119, 117 and 115
+    delist_BS = market.delist_BS.clone()
+    delist_BS[40, 2] = 30.0
+    ended = market.last_bar_S.clone()
+    ended[2] = 40
+    delisted = replace(market, delist_BS=delist_BS, last_bar_S=ended)
+    simulator = build_simulator(delisted, all_costs(assets="all"), n=64)
+    simulator.begin_episodes(60)
+    assert int(simulator.bar_N.min()) >= 11 and 40 < int(simulator.bar_N.max()) + 60 <= 117
+    for _ in range(60):
+        step = simulator.step(torch.full((64, 3), 0.3))
+    assert step.equity_N.isfinite().all() and not step.weight_NA[:, 2].any()
+    with pytest.raises(HpcrlError, match="all symbols share 30 "):
+        build_simulator(replace(market, last_bar_S=ended), all_costs(assets="all")).begin_episodes(60)
+
+
 def test_starts_are_uniform_over_the_pairs_that_fit():
     market = build_market(bars=40)  # burn-ins 5, 8, 11; last bars 39, 37, 35
     simulator = build_simulator(market, n=40_000, bars=(7, 36))
