@@ -77,7 +77,7 @@ class RewardWeights(Section):
     vol_scaled: float = 0.0
     """Times r x vol_target / the market's volatility."""
     potential: float = 0.0
-    """Times potential_gamma x phi' - phi, phi = -depth of the drawdown: leaves the best policy as it is."""
+    """Times potential_gamma x phi' - phi, phi = -depth of the drawdown; see potential_gamma."""
 
 
 class RewardConfig(RewardWeights):
@@ -94,7 +94,7 @@ class RewardConfig(RewardWeights):
     vol_target: float = Field(1e-3, gt=0)
     """Standard deviation per bar at which vol_scaled is the return itself."""
     potential_gamma: float = Field(0.99, gt=0, le=1)
-    """Discount of potential; that of the learner (learn.gamma) leaves the best policy as it is."""
+    """Discount of potential: where it equals learn.gamma, potential leaves the best policy as it is."""
 
     @property
     def weights(self) -> dict[str, float]:
