@@ -20,8 +20,11 @@ from hpcrl.config.root import Config
 from hpcrl.storage.atomic import check_output, write_text
 from hpcrl.types import HpcrlError
 
-OVERRIDES = ("policy.d_model=64", "policy.layers=2", "policy.heads=2", "policy.window=64")
-"""On top of the configuration, so that both see 64 observations at once."""
+OVERRIDES = (
+    "policy.d_model=64", "policy.layers=2", "policy.heads=2", "policy.window=64", "env.episode_rollouts=8",
+)  # fmt: skip
+"""On top of the configuration: both see 64 observations at once, and episodes are long, because a stack of
+frames is empty where one starts (with episodes of 128 steps half of the stacks would have gaps)."""
 SIZE = Size(fresh_paths=64, fresh_bars=500)
 LOOKS = 10
 """Judgements, about evenly spaced; one more at the start."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from hpcrl.bench import against
 from hpcrl.bench.against import Clock, against_sb3, write
 from hpcrl.bench.learn import Size
+from hpcrl.config.load import load_config
 from hpcrl.types import HpcrlError
 
 CONFIG = Path(__file__).resolve().parents[2] / "yaml" / "learn.yaml"
@@ -50,6 +52,11 @@ def test_between_the_marks_nobody_is_judged():
     assert len(clock.curve) == 1
 
 
+def test_hardly_any_stack_of_frames_has_gaps():
+    config = load_config(CONFIG, against.OVERRIDES, environment={})
+    assert (config.policy.window - 1) / config.episode_steps < 0.1
+
+
 @pytest.mark.slow
 def test_both_sides_end_with_a_curve_a_json_and_a_picture(tmp_path):
     found = against_sb3("L2", 0.5, config_path=CONFIG, overrides=TINY, size=SIZE)
@@ -61,7 +68,8 @@ def test_both_sides_end_with_a_curve_a_json_and_a_picture(tmp_path):
         curve = shown[name]["curve"]
         assert len(curve) >= 2 and curve[0]["seconds"] < 0.1 and curve[-1]["seconds"] >= 0.5
         assert curve[0]["steps"] == 0 < shown[name]["steps"]
-        assert all(-5 < point["share"] < 1.2 for point in curve)
+        # Of 200 bars a share has a standard error of 0.7: its size says nothing here.
+        assert all(math.isfinite(point["share"]) and point["share_error"] > 0 for point in curve)
     size = shown["hpcrl"]["parameters"] / shown["sb3"]["parameters"]
     assert 0.5 < size < 2
     assert shown["fresh_bars"] == 200 and shown["machine"]["threads"] == 1
