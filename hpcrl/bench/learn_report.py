@@ -72,13 +72,15 @@ def render(results: list[dict[str, Any]]) -> Table:
 
 def _cells(result: dict[str, Any]) -> list[str]:
     seeds = result["seeds"]
-    by_seed = " ".join("-" if s["share"] is None else f"{s['share']:.3f}" for s in seeds)
-    share = "-" if result["share"] is None else f"{result['share']:.3f} ({by_seed})"
+    share = "-"
+    if result["share"] is not None:
+        by_seed = ", ".join(f"{s['share']:.3f} +- {s['share_error']:.3f}" for s in seeds)
+        share = f"{result['share']:.3f} ({by_seed})"
     error = max(s["reward_error"] for s in seeds)
     limits = ["-" if result[key] is None else f"{result[key]:g}" for key in ("must", "goal")]
     return [
         result["task"],
-        str(len(seeds)),
+        ", ".join(str(s["seed"]) for s in seeds),
         f"{seeds[0]['steps']:,}",
         share,
         *limits,
@@ -97,8 +99,8 @@ def page(results: list[dict[str, Any]], made: dict[str, Any]) -> str:
         f"torch {made['torch']}. Made by `{made['command']}`.",
         "",
         (learn.__doc__ or "").split("\n\n", 1)[1].strip(),
-        "The shares of the single seeds stand in brackets; rewards are log returns a bar, with the standard",
-        "error of one seed.",
+        "The shares of the single seeds stand in brackets, with their standard errors. Rewards are log",
+        "returns a bar, with the standard error of one seed.",
         "",
         "| " + " | ".join(COLUMNS) + " |",
         "|---" * len(COLUMNS) + "|",

@@ -76,7 +76,7 @@ def test_the_page_and_the_table_show_every_seed_and_what_failed(tmp_path):
         "command": "hpcrl x",
     }
     text = page(results, made)
-    assert "0.920 (0.940 0.900)" in text and "| NO |" in text and "| yes |" in text
+    assert "0.920 (0.940 +- 0.010, 0.900 +- 0.010)" in text and "| NO |" in text and "| yes |" in text
     assert render(results).row_count == 2
 
 
@@ -114,7 +114,7 @@ def test_one_task_prints_one_object_and_writes_its_page(tmp_path, capsys):
     told = json.loads(shown.out)
     assert told["task"] == "L1" and [s["seed"] for s in told["seeds"]] == [0, 1]
     assert told["share"] == pytest.approx(np.mean([s["share"] for s in told["seeds"]]))
-    assert met == told["passed"] and "| L1 | 2 |" in report.read_text()
+    assert met == told["passed"] and "| L1 | 0, 1 |" in report.read_text()
     assert "L1 seed 1: share" in shown.err
 
 
