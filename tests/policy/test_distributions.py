@@ -69,7 +69,7 @@ def test_the_mode_is_the_likeliest_position_and_its_weight_comes_from_the_grid()
 
 
 @pytest.mark.parametrize("head", SQUASHED, ids=name)
-@pytest.mark.parametrize("std", [0.011, 0.1, 0.6, 1.9])
+@pytest.mark.parametrize("std", [0.051, 0.1, 0.6, 1.9])
 def test_log_probability_equals_torchs_transformed_normal_far_into_the_tails(head, std):
     z = torch.linspace(-6, 6, 121)
     for centre in (-2.0, 0.0, 0.7):
@@ -99,7 +99,7 @@ def test_the_density_over_weights_integrates_to_one(head, mean, std):
 
 
 @pytest.mark.parametrize("head", SQUASHED, ids=name)
-@pytest.mark.parametrize(("mean", "std"), [(0.0, 0.6), (0.0, 0.02), (2.0, 0.5), (-1.0, 1.5), (0.3, 1.95)])
+@pytest.mark.parametrize(("mean", "std"), [(0.0, 0.6), (0.0, 0.055), (2.0, 0.5), (-1.0, 1.5), (0.3, 1.95)])
 def test_entropy_agrees_with_the_mean_over_samples_and_never_exceeds_the_greatest(head, mean, std):
     n = 100_000
     generator = torch.Generator().manual_seed(5)
@@ -176,7 +176,7 @@ def test_every_weight_lies_in_the_share_that_names_it():
 def test_a_narrow_distribution_counts_as_collapsed_and_a_fresh_one_does_not():
     head = Continuous(0.0, 1.0)
     fresh = torch.tensor([[head.bias]])
-    narrow = params_of(torch.zeros(1, 1), 0.012)
+    narrow = params_of(torch.zeros(1, 1), 0.051)
     at_bound = params_of(torch.full((1, 1), 4.0), 0.6)
     entropy = [float(head.log_prob_and_entropy(p, torch.zeros(1, 1))[1]) for p in (fresh, narrow, at_bound)]
     assert entropy[0] > head.greatest_entropy - 0.2
