@@ -61,8 +61,7 @@ class Desk:
         self.settings, self.n_envs = settings, n_envs
         self.opened = opened = open_market(settings.market)
         steps = settings.episode_steps
-        opened.market.require(settings.split, steps)
-        self.bars = opened.market.split_range(settings.split, settings.env.fill_lag)
+        self.bars = opened.market.require(settings.split, steps, settings.env.fill_lag)
         _warn(settings)
         self.simulator = Simulator(
             opened.tensors,

@@ -149,7 +149,7 @@ def _train(world: World, config: Config, run: RunDir | None, request: Request, s
     console = TrainingConsole(world.rank, config.train.epochs, config.monitor.progress)
     console.rank_line("Setting up...")
     market = all_or_none(world, lambda: load_market(config.market))
-    all_or_none(world, lambda: market.require("train", config.episode_steps))
+    all_or_none(world, lambda: market.require("train", config.episode_steps, config.env.fill_lag))
     if request.resume is None:
         trainer, run = begin(world, config, market, request.init)
     assert run is not None

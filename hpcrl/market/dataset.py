@@ -61,9 +61,9 @@ class Market:
             raise HpcrlError(f"split {name!r} is not known; use one of {', '.join(parts)}")
         return parts[name]
 
-    def require(self, split: Split, steps: int) -> tuple[int, int]:
+    def require(self, split: Split, steps: int, fill_lag: int = 1) -> tuple[int, int]:
         """``split_range`` if an episode of ``steps`` steps fits there for some symbol, else HpcrlError."""
-        lo, hi = self.split_range(split)
+        lo, hi = self.split_range(split, fill_lag)
         there_S = np.minimum(self.last_bar_S + 1, hi) - np.maximum(self.first_bar_S, lo)
         if int(there_S.max()) >= steps + 1:
             return lo, hi

@@ -26,8 +26,9 @@ class Alarms:
             )
         if metrics["action_share_max"] > 0.99:
             found.append(
-                f"one action: {metrics['action_share_max']:.1%} of all steps take the same position; "
-                "raise learn.entropy_coef, or check the costs against the signal"
+                f"one action: {metrics['action_share_max']:.1%} of all steps take the same position (with a "
+                "continuous head: the same fifth of its range); raise learn.entropy_coef, or check the costs "
+                "against the signal"
             )
         self.explained.append(metrics["explained_variance"])
         if len(self.explained) == NEGATIVE_FOR and max(self.explained) < 0:
