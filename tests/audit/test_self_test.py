@@ -45,6 +45,7 @@ FINDERS = {
     "column: next bar's high": "source_columns",
     "column: 15-minute close before it has closed": "source_columns",
     "column: label of the next 20 bars": "source_columns",
+    "column: volatility of the next 12 bars": "source_columns",
     "column: RSI of the next bar": "source_columns",
     "column standardised over the whole sample": "source_columns",
 }

@@ -56,7 +56,8 @@ def folder(tmp_path: Path) -> Path:
     (package / "__init__.py").write_text(f"__path__.append({str(REAL)!r})\\n".replace("\\n", "\n"))
     (package / "__main__.py").write_text(_MAIN)
     (tmp_path / "launcher.py").write_text(
-        "import sys\nfrom hpcrl.launch.local import run_ranks\n"
+        "import signal, sys\nfrom hpcrl.launch.local import run_ranks\n"
+        "signal.signal(signal.SIGHUP, signal.SIG_DFL)\n"  # under nohup a hang-up is rightly ignored
         "sys.exit(run_ranks(int(sys.argv[1]), sys.argv[2:]))\n"
     )
     return tmp_path / "work"
