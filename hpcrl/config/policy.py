@@ -9,6 +9,13 @@ from pydantic import Field, field_validator, model_validator
 from hpcrl.config.base import Mistake, Section
 
 
+def ascending(value: tuple[float, ...]) -> tuple[float, ...]:
+    """A grid of target weights, if it is one; else Mistake."""
+    if len(value) < 2 or len(set(value)) != len(value) or list(value) != sorted(value):
+        raise Mistake("at least two different weights are needed, ascending")
+    return value
+
+
 class PolicyConfig(Section):
     model_type: Literal["transformer", "lightweight"] = "transformer"
     """lightweight: a recurrent net of at most a tenth of the transformer's parameters (half the width and
@@ -31,9 +38,7 @@ class PolicyConfig(Section):
     @field_validator("positions")
     @classmethod
     def _grid(cls, value: tuple[float, ...]) -> tuple[float, ...]:
-        if len(value) < 2 or len(set(value)) != len(value) or list(value) != sorted(value):
-            raise Mistake("at least two different weights are needed, ascending")
-        return value
+        return ascending(value)
 
     @model_validator(mode="after")
     def _heads(self) -> PolicyConfig:

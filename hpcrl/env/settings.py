@@ -13,6 +13,7 @@ from hpcrl.config.base import Mistake, Section
 from hpcrl.config.env import EnvConfig
 from hpcrl.config.explain import explain
 from hpcrl.config.market import MarketConfig
+from hpcrl.config.policy import ascending
 from hpcrl.market.dataset import Market
 from hpcrl.market.scaler import Scaler, fit_scaler
 from hpcrl.market.store import load_market
@@ -47,9 +48,7 @@ class Settings(Section):
     @field_validator("positions")
     @classmethod
     def _grid(cls, value: tuple[float, ...]) -> tuple[float, ...]:
-        if len(value) < 2 or len(set(value)) != len(value) or list(value) != sorted(value):
-            raise Mistake("at least two different weights are needed, ascending")
-        return value
+        return ascending(value)
 
     @model_validator(mode="after")
     def _weights(self) -> Settings:

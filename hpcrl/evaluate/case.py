@@ -51,6 +51,32 @@ class Case:
     delist_BA: np.ndarray  # NaN where none
     weight_TA: np.ndarray  # target weights of every bar but the last
 
+    @classmethod
+    def of(
+        cls,
+        name: str,
+        rules: Rules,
+        assets: list[str],
+        ts_B: np.ndarray,
+        columns: dict[str, np.ndarray],
+        weight_TA: np.ndarray,
+    ) -> Case:
+        """From a column [B, A] for each of ``BAR_KEYS``."""
+        return cls(
+            name=name,
+            rules=rules,
+            assets=assets,
+            ts_B=ts_B,
+            price={key: columns[key] for key in PRICES},
+            volume_BA=columns["volume"],
+            halted_BA=columns["halted"] > 0,
+            sigma_BA=columns["sigma"],
+            split_BA=columns["split"],
+            dividend_BA=columns["dividend"],
+            delist_BA=columns["delist"],
+            weight_TA=weight_TA,
+        )
+
 
 def fail(where: str, message: str) -> HpcrlError:
     return HpcrlError(f"{where}: {message}")
@@ -255,17 +281,5 @@ def read_case(case: Any) -> Case:
     rules = read_rules(check_object(case.get("config", {}), name, "config"), name, assets)
     check_known(rules.symbols, tuple(assets), name, "asset in symbols")
     ts_B, columns = _bars(name, bars, assets)
-    return Case(
-        name=name,
-        rules=rules,
-        assets=assets,
-        ts_B=ts_B,
-        price={key: columns[key] for key in PRICES},
-        volume_BA=columns["volume"],
-        halted_BA=columns["halted"] > 0,
-        sigma_BA=columns["sigma"],
-        split_BA=columns["split"],
-        dividend_BA=columns["dividend"],
-        delist_BA=columns["delist"],
-        weight_TA=_actions(name, actions, assets, columns["delist"]),
-    )
+    weight_TA = _actions(name, actions, assets, columns["delist"])
+    return Case.of(name, rules, assets, ts_B, columns, weight_TA)

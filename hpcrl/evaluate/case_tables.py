@@ -56,20 +56,9 @@ def case_of_tables(
     config = costs if isinstance(costs, dict) else read_mapping(costs)
     bar_rows = _Rows(bars, "bars", BAR_COLUMNS, BAR_KEYS)
     ts_B, assets, columns = _read_bars(bar_rows)
-    return Case(
-        name=bar_rows.name,
-        rules=read_rules(config, costs_name, assets),
-        assets=assets,
-        ts_B=ts_B,
-        price={key: columns[key] for key in PRICES},
-        volume_BA=columns["volume"],
-        halted_BA=columns["halted"] > 0,
-        sigma_BA=columns["sigma"],
-        split_BA=columns["split"],
-        dividend_BA=columns["dividend"],
-        delist_BA=columns["delist"],
-        weight_TA=_read_weights(_Rows(weights, "weights", WEIGHT_COLUMNS), bar_rows, ts_B, assets)[:-1],
-    )
+    rules = read_rules(config, costs_name, assets)
+    weight_TA = _read_weights(_Rows(weights, "weights", WEIGHT_COLUMNS), bar_rows, ts_B, assets)[:-1]
+    return Case.of(bar_rows.name, rules, assets, ts_B, columns, weight_TA)
 
 
 @dataclass
