@@ -23,15 +23,28 @@ def result(seed=0, share=0.95, reward=1e-4, error=1e-6, turnover=0.01):
     return SeedResult(seed, 1000, share, 0.01, share, reward, error, 1e-4, turnover, 1.0, ((1000, reward),))
 
 
+def train_and_judge(task: str, window: int, epochs: int, seed: int) -> SeedResult:
+    sets = (f"train.epochs={epochs}", f"policy.window={window}", "policy.d_model=64")  # wider: fewer steps
+    found = run_seed(task, seed, CONFIG, sets, SIZE)
+    assert 0.9 <= found.share <= 1.02, found
+    return found
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("task", "window", "epochs"), [("L2", 32, 8), ("L5", 32, 20), ("L5", 8, 24)])
 def test_the_last_policy_reaches_nine_tenths_of_the_oracle_on_fresh_bars(task, window, epochs, one_rank):
     """A signal behind a cost; a cue of 12 bars ago inside one window; the same beyond one (two layers)."""
-    sets = (f"train.epochs={epochs}", f"policy.window={window}", "policy.d_model=64")  # wider: fewer steps
-    found = run_seed(task, 0, CONFIG, sets, SIZE)
-    assert 0.9 <= found.share <= 1.02, found
+    found = train_and_judge(task, window, epochs, seed=0)
     assert found.formula_share == pytest.approx(found.share, abs=0.02)
     assert found.steps == epochs * 128 * 128
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("seed", [1, 2, 3])
+@pytest.mark.parametrize(("window", "epochs"), [(32, 24), (8, 24)])
+def test_soak_memory_on_three_seeds(window, epochs, seed, one_rank, record_property):
+    found = train_and_judge("L5", window, epochs, seed)
+    record_property("planted cue", f"k 12, window {window}, seed {seed}: share {found.share:.3f}")
 
 
 def test_every_task_has_its_demand_and_one_configuration_serves_all():
