@@ -1,0 +1,58 @@
+"""Where a database keeps its bars and indicators: names of tables and columns, as ``--tables FILE`` maps them.
+
+Every name stands as the database spells it. The defaults are the tables that ``hpcrl stage schema`` makes.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from hpcrl.config.base import Section
+
+
+class BarsTable(Section):
+    schema_name: str = "public"
+    table: str = "historical_bars"
+    symbol: str = "symbol"
+    timeframe: str | None = "timeframe"
+    """null: the table holds one timeframe and has no such column."""
+    timestamp: str = "timestamp"
+    """Of the bar's start; with a time zone, or the option --timezone."""
+    open: str = "open"
+    high: str = "high"
+    low: str = "low"
+    close: str = "close"
+    volume: str = "volume"
+    split: str | None = None
+    """Shares after / before at the bar's open; null: the table has no such column."""
+    dividend: str | None = None
+    delist: str | None = None
+    trade_count: str | None = None
+    """Only for ``stage schema`` and ``stage push``: no feature reads it."""
+    vwap: str | None = None
+
+
+class IndicatorsTable(Section):
+    schema_name: str = "public"
+    table: str | None = "technical_indicators"
+    """null: there is none."""
+    layout: Literal["auto", "long", "wide"] = "auto"
+    """long: one row per indicator (columns ``name`` and ``value``); wide: one column per indicator."""
+    symbol: str = "symbol"
+    timeframe: str | None = "timeframe"
+    timestamp: str = "timestamp"
+    name: str = "indicator"
+    value: str = "value"
+    names: dict[str, str] = {}
+    """The database's name of an indicator -> ours (rsi: RSI14), where they differ by more than case and _."""
+
+
+class Tables(Section):
+    bars: BarsTable = BarsTable()
+    indicators: IndicatorsTable = IndicatorsTable()
+    timeframes: dict[str, int] = Field(
+        default={"1Min": 60, "5Min": 300, "15Min": 900, "30Min": 1800, "1Hour": 3600, "1Day": 86400}
+    )
+    """The database's name of a timeframe -> seconds of a bar."""
