@@ -1,4 +1,4 @@
-"""Where a database keeps its bars and indicators: names of tables and columns, as ``--tables FILE`` maps them.
+"""Where a database keeps its bars and indicators: names of tables and columns, which ``--tables FILE`` maps.
 
 Every name stands as the database spells it. The defaults are the tables that ``hpcrl stage schema`` makes.
 """
@@ -45,7 +45,7 @@ class IndicatorsTable(Section):
     timestamp: str = "timestamp"
     name: str = "indicator"
     value: str = "value"
-    names: dict[str, str] = {}
+    names: dict[str, str] = Field(default={})
     """The database's name of an indicator -> ours (rsi: RSI14), where they differ by more than case and _."""
 
 

@@ -18,7 +18,7 @@ Columns = dict[str, np.ndarray]
 
 
 class Unreachable(RunFailed):
-    """No connection came about at all (no address given, name not found, refused): the fallback may step in."""
+    """No connection came about at all (no address given, name not found, refused): a fallback may step in."""
 
 
 class Span(NamedTuple):
