@@ -20,8 +20,8 @@ from hpcrl.engine.engine import Engine
 from hpcrl.env.simulator import Simulator
 from hpcrl.learn.ppo import update
 from hpcrl.learn.returns import ReturnScale
+from hpcrl.market.dataset import Market
 from hpcrl.market.scaler import Scaler
-from hpcrl.market.store import Market
 from hpcrl.monitor.alarms import Alarms
 from hpcrl.monitor.console import TrainingConsole
 from hpcrl.monitor.metrics import MetricsFile

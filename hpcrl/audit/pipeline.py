@@ -12,23 +12,20 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from hpcrl.config.env import EnvConfig
 from hpcrl.config.root import Config
 from hpcrl.env.simulator import Simulator
 from hpcrl.market.align import align
-from hpcrl.market.bars import SymbolBars
+from hpcrl.market.bars import ACTIONS, RawBars, SymbolBars
 from hpcrl.market.calendar import Grid
 from hpcrl.market.clean import PRICES
 from hpcrl.market.dataset import Market, assemble
 from hpcrl.market.features import FEATURES, definitions
+from hpcrl.market.load import load_symbols
 from hpcrl.market.scaler import Scaler, fit_scaler
 from hpcrl.market.splits import Split
-from hpcrl.market.store import load_symbols
 from hpcrl.market.tensors import MarketTensors
-
-ACTIONS = ("split", "dividend", "delist")
 
 
 def restage(one: SymbolBars, names: tuple[str, ...], own: frozenset[str], bar_seconds: int) -> SymbolBars:
@@ -38,12 +35,13 @@ def restage(one: SymbolBars, names: tuple[str, ...], own: frozenset[str], bar_se
     """
     at = np.flatnonzero(one.present)
     table = {name: getattr(one, name)[at] for name in (*PRICES, "volume", *ACTIONS)}
-    table |= {name: one.features[at, column] for column, name in enumerate(names) if name in own}
-    rows = pd.DataFrame({"timestamp": one.ts[at], "symbol": one.symbol, **table})
+    table |= {
+        name: one.features[at, column].astype(np.float64) for column, name in enumerate(names) if name in own
+    }
     kept = tuple(name for name in names if name in own)
     computed = len(kept) < len(names)
     grid = Grid(one.ts, one.session, one.session_time)
-    again, _ = align(rows, grid, bar_seconds, kept, computed)
+    again, _ = align(RawBars(one.symbol, one.ts[at], table), grid, bar_seconds, kept, computed)
     order = (*(FEATURES if computed else ()), *kept)
     return replace(again, features=again.features[:, [order.index(name) for name in names]])
 

@@ -116,9 +116,9 @@ def against_sb3(
 def _prepare(
     task: str, config_path: Path, overrides: tuple[str, ...], seed: int, size: Size, folder: Path
 ) -> tuple[Config, Callable[[Any], dict[str, Any]]]:
+    from hpcrl.market.load import load_market
     from hpcrl.market.scaler import fit_scaler
     from hpcrl.market.stage import stage_planted
-    from hpcrl.market.store import load_market
 
     path, fresh = str(folder / "train.h5"), str(folder / "fresh.h5")
     stage_planted(path, task, bars=size.train_bars, paths=size.train_paths, seed=seed)
@@ -135,8 +135,8 @@ def train_hpcrl(config: Config, clock: Clock) -> dict[str, Any]:
     """Train until the clock is out; returns env steps and parameters."""
     from hpcrl.evaluate.backtest import PolicyStrategy
     from hpcrl.learn.ppo import update
+    from hpcrl.market.load import load_market
     from hpcrl.market.scaler import fit_scaler
-    from hpcrl.market.store import load_market
     from hpcrl.train import build
     from hpcrl.world.ranks import start_world, stop_world
 

@@ -95,9 +95,9 @@ def _measure(
     folder: Path,
 ) -> dict[str, Any]:
     from hpcrl.config.market import MarketConfig
+    from hpcrl.market.load import load_market
     from hpcrl.market.scaler import fit_scaler
     from hpcrl.market.stage import stage_synthetic
-    from hpcrl.market.store import load_market
 
     config = load_config(None, [*ALL_COSTS, *overrides], environment={}).env
     path = folder / "market.h5"

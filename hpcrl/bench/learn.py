@@ -174,8 +174,8 @@ def run_seed(
 def _train(config: Config, world: Any) -> tuple[Any, Any, tuple[tuple[int, float], ...]]:
     """Policy (on the CPU, where it is judged), scaler and learning curve of a run without a run folder."""
     from hpcrl.learn.ppo import update
+    from hpcrl.market.load import load_market
     from hpcrl.market.scaler import fit_scaler
-    from hpcrl.market.store import load_market
     from hpcrl.train import build
 
     market = load_market(config.market)
@@ -194,8 +194,8 @@ def judge(task: str, agent: Any, scaler: Any, config: Config) -> dict[str, Any]:
     """Agent (a strategy) and oracle on the same fresh paths of ``config.market.path``, each from a flat
     account."""
     from hpcrl.evaluate.backtest import Group, Plan, new_simulator, play
+    from hpcrl.market.load import load_market
     from hpcrl.market.oracle import oracle, rewards
-    from hpcrl.market.store import load_market
 
     market = load_market(config.market)
     tensors = market.to("cpu", scaler)

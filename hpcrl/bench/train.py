@@ -51,8 +51,8 @@ def _measure(config: Config, epochs: int) -> dict[str, Any]:
     import torch
 
     from hpcrl.learn.ppo import update
+    from hpcrl.market.load import load_market
     from hpcrl.market.scaler import fit_scaler
-    from hpcrl.market.store import load_market
     from hpcrl.train import build
     from hpcrl.world.ranks import start_world, stop_world
 

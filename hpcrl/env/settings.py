@@ -15,8 +15,8 @@ from hpcrl.config.explain import explain
 from hpcrl.config.market import MarketConfig
 from hpcrl.config.policy import ascending
 from hpcrl.market.dataset import Market
+from hpcrl.market.load import load_market
 from hpcrl.market.scaler import Scaler, fit_scaler
-from hpcrl.market.store import load_market
 from hpcrl.market.tensors import MarketTensors
 from hpcrl.types import HpcrlError
 

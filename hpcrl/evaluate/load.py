@@ -19,8 +19,8 @@ from hpcrl.checkpoint.provenance import read_record
 from hpcrl.config.load import validate
 from hpcrl.config.root import Config
 from hpcrl.market.dataset import Market
+from hpcrl.market.load import load_market
 from hpcrl.market.scaler import Scaler
-from hpcrl.market.store import load_market
 from hpcrl.policy import Policy, build_policy
 from hpcrl.storage.run_dir import RunDir
 from hpcrl.types import HpcrlError, RunFailed

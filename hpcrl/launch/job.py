@@ -19,7 +19,7 @@ from hpcrl.types import HpcrlError
 from hpcrl.world.ranks import Ranks, check_size, read_ranks
 
 if TYPE_CHECKING:
-    from hpcrl.market.store import Market
+    from hpcrl.market.dataset import Market
     from hpcrl.world.stop import StopFlag
     from hpcrl.world.world import World
 
@@ -139,7 +139,7 @@ def _lost_a_peer(error: Exception) -> bool:
 def _train(world: World, config: Config, run: RunDir | None, request: Request, stop: StopFlag) -> int:
     from hpcrl.checkpoint.manager import CheckpointManager
     from hpcrl.launch.start import begin, resume
-    from hpcrl.market.store import load_market
+    from hpcrl.market.load import load_market
     from hpcrl.monitor.console import TrainingConsole
     from hpcrl.monitor.metrics import MetricsFile
     from hpcrl.storage.lock import hold

@@ -10,8 +10,8 @@ from hpcrl.checkpoint.manager import CheckpointManager
 from hpcrl.checkpoint.manifest import Manifest
 from hpcrl.checkpoint.provenance import check_resumable, read_record, recorded_config, run_record
 from hpcrl.config.root import Config, tree_digest
+from hpcrl.market.dataset import Market
 from hpcrl.market.scaler import Scaler, fit_scaler
-from hpcrl.market.store import Market
 from hpcrl.monitor.console import TrainingConsole
 from hpcrl.monitor.metrics import read_metrics
 from hpcrl.storage.atomic import to_json

@@ -7,13 +7,18 @@ and features that are not finite.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import chain
+
 import numpy as np
 import pandas as pd
 
-from hpcrl.market.bars import SymbolBars
+from hpcrl.market.bars import ACTIONS, RawBars, SymbolBars
 from hpcrl.market.calendar import SECOND_NS, Grid, Sessions
 from hpcrl.market.clean import PRICES, iso
-from hpcrl.market.features import BURN_IN, compute_features
+from hpcrl.market.features import BURN_IN, computed_columns
+from hpcrl.market.indicators import Columns
 from hpcrl.types import HpcrlError
 
 OFF_GRID_LIMIT = 0.20
@@ -27,27 +32,37 @@ SPLIT_TOLERANCE = 0.04
 
 
 def align(
-    rows: pd.DataFrame, grid: Grid, bar_seconds: int, features: tuple[str, ...], computed: bool
-) -> tuple[SymbolBars, pd.DataFrame]:
-    """Bars of one symbol (``rows`` sorted by time, no duplicates) and the rows that are off the grid."""
-    symbol = str(rows["symbol"].iloc[0])
-    stamp_R = rows["timestamp"].to_numpy()
+    raw: RawBars, grid: Grid, bar_seconds: int, features: tuple[str, ...], computed: bool
+) -> tuple[SymbolBars, RawBars]:
+    """Bars of one symbol with their features, and the rows that are off the grid."""
+    bars, own, aside = lay(raw, grid, bar_seconds, features)
+    columns = list(feature_columns(bars, own, computed))
+    return replace(bars, features=np.stack(columns, axis=1)), aside
+
+
+def lay(
+    raw: RawBars, grid: Grid, bar_seconds: int, features: tuple[str, ...]
+) -> tuple[SymbolBars, dict[str, np.ndarray], RawBars]:
+    """(bars without features, own features of the present bars, rows that are off the grid)."""
+    symbol, stamp_R = raw.symbol, raw.ts
     place_R = np.minimum(np.searchsorted(grid.ts_G, stamp_R), max(len(grid.ts_G) - 1, 0))
     on_R = grid.ts_G[place_R] == stamp_R if len(grid.ts_G) else np.zeros(len(stamp_R), dtype=bool)
     _check_grid(symbol, stamp_R, on_R, bar_seconds)
-    aside, rows, place_R = rows[~on_R], rows[on_R], place_R[on_R]
-    acting = aside[(aside["split"] != 1.0) | (aside["dividend"] != 0.0) | aside["delist"].notna()]
-    if len(acting):
-        stamp = iso(int(acting["timestamp"].iloc[0]))
+    aside = raw.take(~on_R)
+    acting = (aside.action("split") != 1.0) | (aside.action("dividend") != 0.0)
+    acting |= ~np.isnan(aside.action("delist"))
+    if acting.any():
         raise HpcrlError(
-            f"{symbol}: the off-grid row at {stamp} carries a split, dividend or "
+            f"{symbol}: the off-grid row at {iso(int(aside.ts[acting][0]))} carries a split, dividend or "
             "delisting, which dropping it would lose; move it to a bar of the session"
         )
+    if len(aside.ts):
+        raw, place_R = raw.take(on_R), place_R[on_R]
     span = slice(place_R[0], place_R[-1] + 1)
-    session_B = grid.session_G[span]
     _check_step(symbol, place_R, grid, bar_seconds)
-    _check_share(symbol, stamp_R[on_R], int(place_R[-1] - place_R[0]) + 1)
-    return _fill(symbol, rows, place_R - place_R[0], grid, span, session_B, features, computed), aside
+    _check_share(symbol, raw.ts, int(place_R[-1] - place_R[0]) + 1)
+    bars = _fill(raw, place_R - place_R[0], grid, span)
+    return bars, {name: raw.columns[name] for name in features}, aside
 
 
 def check_coverage(symbol: str, stamp_R: np.ndarray, sessions: Sessions) -> None:
@@ -92,60 +107,80 @@ def _check_step(symbol: str, place_R: np.ndarray, grid: Grid, bar_seconds: int) 
         )
 
 
-def _fill(
-    symbol: str,
-    rows: pd.DataFrame,
-    at_R: np.ndarray,
-    grid: Grid,
-    span: slice,
-    session_B: np.ndarray,
-    features: tuple[str, ...],
-    computed: bool,
-) -> SymbolBars:
-    present_B = np.zeros(len(session_B), dtype=bool)
-    present_B[at_R] = True
+def _fill(raw: RawBars, at_R: np.ndarray, grid: Grid, span: slice) -> SymbolBars:
+    n = span.stop - span.start
+    whole = len(at_R) == n
+    present_B = np.ones(n, dtype=bool)
+    if not whole:
+        present_B[:] = False
+        present_B[at_R] = True
 
-    def spread(column: str, missing: float) -> np.ndarray:
-        out_B = np.full(len(present_B), missing)
-        out_B[at_R] = rows[column].to_numpy(dtype=np.float64)
+    def spread(value_R: np.ndarray, missing: float) -> np.ndarray:
+        if whole:
+            return value_R
+        out_B = np.full(n, missing)
+        out_B[at_R] = value_R
         return out_B
 
-    bars = {name: rows[name].to_numpy(dtype=np.float64) for name in (*PRICES, "volume")}
-    bars["session"] = session_B[at_R]
-    with np.errstate(over="ignore"):  # checked in the next line
-        own_RF = rows[list(features)].to_numpy(dtype=np.float32)
-    if not np.isfinite(own_RF).all():
-        raise HpcrlError(
-            f"{symbol}: feature {features[int(np.argmax(~np.isfinite(own_RF).all(0)))]} exceeds float32"
-        )
-    value_RF = own_RF
-    if computed:
-        value_RF = np.hstack(
-            [compute_features(bars, rows["split"].to_numpy(dtype=np.float64), symbol), own_RF]
-        )
-    # A missing bar keeps what was last known; row 0 is present, so every bar has a last one.
-    last_B = np.cumsum(present_B) - 1
+    def action(name: str) -> np.ndarray:
+        # A million bars without any action need no memory for saying so.
+        found = raw.columns.get(name)
+        none = ACTIONS[name]
+        return np.broadcast_to(none, (n,)) if found is None else spread(found, none)
+
     return SymbolBars(
-        symbol=symbol,
+        symbol=raw.symbol,
         ts=grid.ts_G[span],
         present=present_B,
-        session=session_B,
+        session=grid.session_G[span],
         session_time=grid.session_time_G[span],
-        features=value_RF[last_B],
-        split=spread("split", 1.0),
-        dividend=spread("dividend", 0.0),
-        delist=spread("delist", np.nan),
-        **{name: spread(name, np.nan) for name in (*PRICES, "volume")},
+        features=np.empty((n, 0), dtype=np.float32),
+        **{name: action(name) for name in ACTIONS},
+        **{name: spread(raw.columns[name], np.nan) for name in (*PRICES, "volume")},
     )
+
+
+def feature_columns(bars: SymbolBars, own: dict[str, np.ndarray], computed: bool) -> Iterator[np.ndarray]:
+    """float32 [B], one feature after the other: the computed ones, then ``own`` (float64 [R], present bars).
+
+    A missing bar keeps what was last known. HpcrlError: a feature that is not finite.
+    """
+    whole = bool(bars.present.all())
+    # Row 0 is present, so every bar has a last one.
+    last_B = None if whole else np.cumsum(bars.present) - 1
+    for value_R in chain(_computed(bars) if computed else (), _own(bars.symbol, own)):
+        yield value_R if last_B is None else value_R[last_B]
+
+
+def present_columns(bars: SymbolBars) -> Columns:
+    """Prices, volume and session of the present bars, as features and indicators read them."""
+    whole = bool(bars.present.all())
+    names = (*PRICES, "volume", "session")
+    return {name: getattr(bars, name) if whole else getattr(bars, name)[bars.present] for name in names}
+
+
+def _computed(bars: SymbolBars) -> Iterator[np.ndarray]:
+    split_R = bars.split if bool(bars.present.all()) else bars.split[bars.present]
+    return computed_columns(present_columns(bars), split_R, bars.symbol)
+
+
+def _own(symbol: str, own: dict[str, np.ndarray]) -> Iterator[np.ndarray]:
+    for name, value_R in own.items():
+        with np.errstate(over="ignore"):  # checked in the next line
+            short_R = value_R.astype(np.float32)
+        if not np.isfinite(short_R).all():
+            raise HpcrlError(f"{symbol}: feature {name} exceeds float32")
+        yield short_R
 
 
 def split_jumps(bars: SymbolBars) -> list[dict]:
     """Sessions that open at a split's ratio to the close before, where the source names no split."""
     rows = np.flatnonzero(bars.present)
-    before, after = rows[:-1], rows[1:]
+    opens = np.flatnonzero(np.diff(bars.session[rows]))
+    before, after = rows[opens], rows[opens + 1]
     ratio = np.log(bars.close[before] / bars.open[after])
     near = np.abs(np.abs(ratio)[:, None] - np.log(SPLIT_RATIOS)).min(axis=1) < SPLIT_TOLERANCE
-    hit = near & (bars.session[before] != bars.session[after]) & (bars.split[after] == 1.0)
+    hit = near & (bars.split[after] == 1.0)
     return [
         {
             "symbol": bars.symbol,

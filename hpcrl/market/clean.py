@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any
@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from hpcrl.market.bars import ACTIONS, RawBars
 from hpcrl.market.files import OPTIONAL
 from hpcrl.types import HpcrlError
 
 PRICES = ("open", "high", "low", "close")
-DEFAULTS = {"split": 1.0, "dividend": 0.0, "delist": np.nan}
 NAMED_ROWS = 10
 """Rows that a verdict names; the counts cover all."""
 YEARS = (1700, 2200)
@@ -68,11 +68,16 @@ class Verdicts:
 
 
 def locate(row: pd.Series, files: list[str]) -> dict[str, str]:
-    """Where a row came from: file and line, symbol, stamp."""
+    """Where a row came from: file and line (of a database: the table), symbol, stamp."""
     stamp = row["timestamp"]
     if isinstance(stamp, (int, np.integer)):
         stamp = iso(int(stamp))
-    where = f"line {row['_line']}" if len(files) < 2 else f"{files[int(row['_file'])]} line {row['_line']}"
+    if "_line" not in row.index:
+        where = files[0]
+    elif len(files) < 2:
+        where = f"line {row['_line']}"
+    else:
+        where = f"{files[int(row['_file'])]} line {row['_line']}"
     return {"where": where, "symbol": str(row["symbol"]), "timestamp": str(stamp)}
 
 
@@ -97,19 +102,17 @@ def typed(
     no_symbol = frame["symbol"].isna() | (frame["symbol"].astype(str).str.strip() == "")
     bad.add("unparsable", frame[no_symbol], files, "no symbol")
     values = {}
-    for column in [*PRICES, "volume", *features, *(c for c in OPTIONAL if c not in features)]:
+    for column in [*PRICES, "volume", *features, *OPTIONAL]:
         if column not in frame.columns:
-            values[column] = np.full(len(frame), DEFAULTS[column])
+            values[column] = np.full(len(frame), ACTIONS[column])
             continue
         number = _numbers(frame[column])
         empty = frame[column].isna()
-        wrong = number.isna() & (~empty if column in DEFAULTS and column not in features else True)
+        wrong = number.isna() & (~empty if column in ACTIONS else True)
         found = frame.loc[wrong, column]
         what = (f"{column} is {'empty' if pd.isna(cell) else repr(cell)}" for cell in found.head(NAMED_ROWS))
         bad.add("unparsable", frame[wrong], files, what)
-        values[column] = (
-            number.fillna(DEFAULTS[column]) if column in DEFAULTS and column not in features else number
-        )
+        values[column] = number.fillna(ACTIONS[column]) if column in ACTIONS else number
     bad.refuse(name, len(frame))
     out = pd.DataFrame(values, index=frame.index)
     out["timestamp"] = pd.DatetimeIndex(stamp).as_unit("ns").asi8
@@ -198,29 +201,63 @@ def judge(
 
     HpcrlError names every kind of unusable row, the counts and the first rows.
     """
-    bad = Verdicts()
-    _judge_values(frame, files, features, price_adjustment, bad)
+    bad, dropped = Verdicts(), Verdicts()
     _judge_order(frame, files, bad)
+    ordered = sift(frame, files, features, price_adjustment, bad, dropped)
+    delisted = ordered["delist"].notna().groupby(ordered["symbol"]).cumsum() - ordered["delist"].notna()
+    bad.add("after_delisting", ordered[delisted.to_numpy() > 0], files, "the symbol was delisted before")
+    bad.refuse(", ".join(files), len(frame))
+    return ordered, dropped
+
+
+def sift(
+    frame: pd.DataFrame,
+    files: list[str],
+    features: tuple[str, ...],
+    price_adjustment: str,
+    bad: Verdicts,
+    dropped: Verdicts,
+) -> pd.DataFrame:
+    """Rows in (symbol, time) order, each stamp once; the wrong and the superfluous go to the two verdicts."""
+    _judge_values(frame, files, features, price_adjustment, bad)
     code = frame["symbol"].astype("category").cat.codes.to_numpy()
     ordered = frame.iloc[np.lexsort((frame["timestamp"].to_numpy(), code))]
     again = ordered.duplicated(["symbol", "timestamp"], keep="first").to_numpy()
-    table = ordered[[*PRICES, "volume", *features, *(c for c in OPTIONAL if c not in features)]].to_numpy()
+    table = ordered[[*PRICES, "volume", *features, *OPTIONAL]].to_numpy()
     same = np.r_[
         False, ((table[1:] == table[:-1]) | (np.isnan(table[1:]) & np.isnan(table[:-1]))).all(axis=1)
     ]
     bad.add("conflicting_duplicate", ordered[again & ~same], files, "an earlier row has other values")
-    delisted = ordered["delist"].notna().groupby(ordered["symbol"]).cumsum() - ordered["delist"].notna()
-    bad.add("after_delisting", ordered[delisted.to_numpy() > 0], files, "the symbol was delisted before")
-    bad.refuse(", ".join(files), len(frame))
-    dropped = Verdicts()
     dropped.add("identical_duplicate", ordered[again & same], files, "the same bar again")
-    return ordered[~again], dropped
+    return ordered[~again]
+
+
+def raw_bars(ordered: pd.DataFrame, features: tuple[str, ...]) -> Iterator[RawBars]:
+    """The symbols of a judged table, by name."""
+    names = (*PRICES, "volume", *OPTIONAL, *features)
+    for symbol, rows in ordered.groupby("symbol", sort=True):
+        yield RawBars(
+            str(symbol),
+            rows["timestamp"].to_numpy(),
+            {name: rows[name].to_numpy(dtype=np.float64) for name in names},
+            rows["_file"].to_numpy(),
+            rows["_line"].to_numpy(),
+        )
+
+
+def place_rows(raw: RawBars) -> pd.DataFrame:
+    """``raw``'s rows as a verdict names them; their places are in the order of the input."""
+    table = pd.DataFrame({"timestamp": raw.ts, "symbol": raw.symbol})
+    if raw.file is None or raw.line is None:
+        return table
+    table["_file"], table["_line"] = raw.file, raw.line
+    return table.set_index((raw.file.astype(np.int64) << 40) + raw.line)
 
 
 def _judge_values(
     frame: pd.DataFrame, files: list[str], features: tuple[str, ...], price_adjustment: str, bad: Verdicts
 ) -> None:
-    numbers = [*PRICES, "volume", *features, *(c for c in OPTIONAL if c not in features)]
+    numbers = [*PRICES, "volume", *features, *OPTIONAL]
     infinite = pd.DataFrame(np.isinf(frame[numbers].to_numpy()), columns=numbers, index=frame.index)
     rows = infinite[infinite.any(axis=1)]
     bad.add(
@@ -237,38 +274,33 @@ def _judge_values(
     bad.add("ohlc_order", crossed, files, _quote(crossed))
     negative = frame[frame["volume"] < 0]
     bad.add("negative_volume", negative, files, (f"volume is {value:g}" for value in negative["volume"]))
-    if "split" not in features:
-        odd = frame[~(frame["split"] > 0)]
+    odd = frame[~(frame["split"] > 0)]
+    bad.add(
+        "bad_split",
+        odd,
+        files,
+        (f"split is {value:g}; shares after / before, above 0" for value in odd["split"]),
+    )
+    if price_adjustment in ("splits", "splits_dividends"):
+        twice = frame[frame["split"] != 1.0]
         bad.add(
-            "bad_split",
-            odd,
+            "split_twice",
+            twice,
             files,
-            (f"split is {value:g}; shares after / before, above 0" for value in odd["split"]),
+            f"a split, but the prices are said to be adjusted ({price_adjustment})",
         )
-        if price_adjustment in ("splits", "splits_dividends"):
-            twice = frame[frame["split"] != 1.0]
-            bad.add(
-                "split_twice",
-                twice,
-                files,
-                f"a split, but the prices are said to be adjusted ({price_adjustment})",
-            )
-    if "dividend" not in features:
-        odd = frame[frame["dividend"] < 0]
+    odd = frame[frame["dividend"] < 0]
+    bad.add("bad_dividend", odd, files, (f"dividend is {value:g}; at least 0" for value in odd["dividend"]))
+    if price_adjustment == "splits_dividends":
+        twice = frame[frame["dividend"] != 0.0]
         bad.add(
-            "bad_dividend", odd, files, (f"dividend is {value:g}; at least 0" for value in odd["dividend"])
+            "dividend_twice",
+            twice,
+            files,
+            "a dividend, but the prices are said to be adjusted for dividends",
         )
-        if price_adjustment == "splits_dividends":
-            twice = frame[frame["dividend"] != 0.0]
-            bad.add(
-                "dividend_twice",
-                twice,
-                files,
-                "a dividend, but the prices are said to be adjusted for dividends",
-            )
-    if "delist" not in features:
-        odd = frame[frame["delist"] < 0]
-        bad.add("bad_delist", odd, files, (f"delist is {value:g}; a price >= 0" for value in odd["delist"]))
+    odd = frame[frame["delist"] < 0]
+    bad.add("bad_delist", odd, files, (f"delist is {value:g}; a price >= 0" for value in odd["delist"]))
 
 
 def _judge_order(frame: pd.DataFrame, files: list[str], bad: Verdicts) -> None:

@@ -1,6 +1,6 @@
 """The market in host memory: all symbols of a run on one time grid, features unscaled.
 
-Built by ``store.load_market``; ``Market.to`` puts it on a device. Seconds UTC, bar start; prices in the
+Built by ``load.load_market``; ``Market.to`` puts it on a device. Seconds UTC, bar start; prices in the
 source's currency; NaN where a bar is missing.
 """
 
@@ -144,7 +144,8 @@ def assemble(
         session_B[at], session_time_B[at] = one.session, one.session_time
         # Bars of the others' sessions in between and after keep the last known features.
         last_B = np.searchsorted(one.ts, ts_B, side="right") - 1
-        feature_BSF[at[0] :, s] = one.features[last_B[at[0] :]][:, columns]
+        for f, column in enumerate(columns):  # features lie feature by feature
+            feature_BSF[at[0] :, s, f] = one.features[:, column][last_B[at[0] :]]
         there = at[one.present]
         last_bar_S[s] = there[-1]
         if len(there) > header["burn_in"]:

@@ -7,7 +7,7 @@ smoothed ones have forgotten their start to 1e-6 (measured: ADX14 needs 225 bars
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -155,7 +155,15 @@ FEATURES: dict[str, Feature] = {
 
 
 def compute_features(bars: Columns, split_R: np.ndarray, symbol: str) -> np.ndarray:
-    """All of FEATURES for one symbol's present bars: float32 [R, F], 0 in warm-ups, held finite after.
+    """``computed_columns`` side by side: float32 [R, F]."""
+    out_RF = np.empty((len(split_R), len(FEATURES)), dtype=np.float32)
+    for column, value_R in enumerate(computed_columns(bars, split_R, symbol)):
+        out_RF[:, column] = value_R
+    return out_RF
+
+
+def computed_columns(bars: Columns, split_R: np.ndarray, symbol: str) -> Iterator[np.ndarray]:
+    """FEATURES of one symbol's present bars, one by one: float32 [R], 0 in warm-ups, held finite after.
 
     ``split_R``: shares after / before at that bar's open (1: none). Prices are carried forward by the
     splits so far, so that a split is no return; unlike back-adjusted prices this uses no future.
@@ -164,8 +172,7 @@ def compute_features(bars: Columns, split_R: np.ndarray, symbol: str) -> np.ndar
     # TA-Lib takes variances below 1e-14 for zero: a coin of 1e-8 would have no Bollinger bands.
     unit = 100.0 / bars["close"][0]
     bars = {**bars, **{name: bars[name] * unit for name in PRICES}}
-    out_RF = np.empty((len(split_R), len(FEATURES)), dtype=np.float32)
-    for column, (name, feature) in enumerate(FEATURES.items()):
+    for name, feature in FEATURES.items():
         # A new NaN or inf after the burn-in is refused below, by name; warm-ups divide by NaN freely.
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
             value_R = feature.compute(bars).astype(np.float32)
@@ -175,8 +182,8 @@ def compute_features(bars: Columns, split_R: np.ndarray, symbol: str) -> np.ndar
             raise HpcrlError(
                 f"{symbol}: feature {name} is {value_R[row]} at present bar {row}; check its bars"
             )
-        out_RF[:, column] = np.where(bad_R, 0.0, value_R)
-    return out_RF
+        value_R[bad_R] = 0.0
+        yield value_R
 
 
 def split_carried(bars: Columns, split_R: np.ndarray) -> Columns:

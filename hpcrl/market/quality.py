@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from hpcrl.market.align import census, split_jumps
 from hpcrl.market.bars import SymbolBars
 from hpcrl.market.calendar import Grid
-from hpcrl.market.clean import NAMED_ROWS, Verdicts
+from hpcrl.market.clean import NAMED_ROWS
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -25,13 +25,13 @@ COLUMNS = (
 """Of the table, two values of a symbol above each other."""
 
 
-def build_report(header: dict[str, Any], dropped: Verdicts, rows_read: int) -> dict[str, Any]:
-    """An empty report; ``add_symbol`` fills it. ``header``: source, files, calendar, bar_seconds..."""
+def empty_report(header: dict[str, Any]) -> dict[str, Any]:
+    """``add_symbol`` and ``Build.finish`` fill it. ``header``: source, files, calendar, bar_seconds..."""
     return {
         **header,
-        "rows_read": rows_read,
+        "rows_read": 0,
         "rows_kept": 0,
-        "dropped": dropped.summary(),
+        "dropped": {},
         "masked": {"missing_bars": 0, "zero_volume": 0},
         "flagged": {},
         "symbols": {},

@@ -3,7 +3,8 @@
 Root attributes are JSON texts: format, format_version, source, query, created, timezone, bar_seconds,
 price_adjustment, calendar, symbols (rows, present rows, first and last stamp of each), sha256 (of contents),
 feature_names, feature_definitions, burn_in, git_commit. Group ``symbols/NAME`` (percent-encoded) holds one
-dataset per array of ``bars.SymbolBars``. ``sha256`` is defined over what the bars mean (arrays, symbols,
+dataset per array of ``bars.SymbolBars``; features lie feature by feature, [F, B], so that they are written as
+they are computed, one in memory at a time. ``sha256`` is defined over what the bars mean (arrays, symbols,
 features, calendar, bar length, price adjustment, burn-in), not over HDF5's bytes or where they came from:
 two ways to stage the same bars give the same hash.
 """
@@ -11,12 +12,11 @@ two ways to stage the same bars give the same hash.
 from __future__ import annotations
 
 import contextlib
-import difflib
 import hashlib
 import io
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -26,26 +26,13 @@ import h5py
 import hdf5plugin
 import numpy as np
 
-from hpcrl.config.market import MarketConfig
 from hpcrl.market.bars import ARRAYS, SymbolBars
 from hpcrl.market.clean import iso
-from hpcrl.market.dataset import Market, assemble
 from hpcrl.storage.atomic import fsync_folder, temporary_path, write_error
 from hpcrl.types import HpcrlError
 
-__all__ = [
-    "Market",
-    "StoreWriter",
-    "SymbolBars",
-    "is_store",
-    "load_market",
-    "load_symbols",
-    "read_store",
-    "write_store",
-]
-
 FORMAT = "hpcrl-market"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 HASHED = (
     "format_version",
     "bar_seconds",
@@ -124,7 +111,8 @@ class StoreWriter:
     def __init__(self, path: str | Path, attributes: Mapping[str, Any]) -> None:
         self.path = Path(path)
         self.sha256 = ""
-        self._attributes = {"format": FORMAT, "format_version": FORMAT_VERSION, **attributes}
+        """Known after ``finish``."""
+        self.attributes: dict[str, Any] = {"format": FORMAT, "format_version": FORMAT_VERSION, **attributes}
         self._symbols: dict[str, dict[str, Any]] = {}
         self._digests: dict[str, str] = {}
         self._temporary = temporary_path(self.path)
@@ -141,24 +129,22 @@ class StoreWriter:
         self._file = h5py.File(self._sink, "w", libver=("v110", "v110"))
         return self
 
-    def add(self, bars: SymbolBars) -> None:
-        """Write one symbol. HpcrlError: named twice; ValueError: arrays of wrong type or length."""
+    def add(self, bars: SymbolBars, features: Iterable[np.ndarray] | None = None) -> None:
+        """Write one symbol; ``features``: float32 [B] each, in place of those of ``bars``.
+
+        HpcrlError: named twice; ValueError: arrays of wrong type or length.
+        """
         assert self._file is not None and self._sink is not None
         if bars.symbol in self._symbols:
             raise HpcrlError(f"symbol {bars.symbol} is there twice")
         digest = hashlib.sha256()
         group = self._file.create_group(f"symbols/{_group_name(bars.symbol)}")
         for name, array in bars.arrays():
-            if array.dtype != ARRAYS[name] or len(array) != len(bars.ts):
-                raise ValueError(
-                    f"{bars.symbol}: {name} is {array.dtype} [{len(array)}], {len(bars.ts)} rows expected"
-                )
-            array = np.ascontiguousarray(array)
-            digest.update(f"{name} {array.dtype.str} {array.shape}\n".encode())
-            digest.update(array.view(np.uint8).data if array.size else b"")
-            _write_array(group, name, array)
-        if self._sink.error is not None:  # no use in going on
-            raise write_error(self.path, self._sink.error)
+            if name != "features":
+                _check_array(bars, name, array)
+                digest.update(f"{name} {array.dtype.str} {array.shape}\n".encode())
+                _put(_dataset(group, name, array.shape, array.dtype), (), array, digest)
+        self._write_features(group, bars, features, digest)
         self._digests[bars.symbol] = digest.hexdigest()
         self._symbols[bars.symbol] = {
             "rows": len(bars.ts),
@@ -167,13 +153,29 @@ class StoreWriter:
             "last": iso(int(bars.ts[-1])),
         }
 
+    def _write_features(
+        self, group: h5py.Group, bars: SymbolBars, features: Iterable[np.ndarray] | None, digest: Any
+    ) -> None:
+        shape = (len(self.attributes["feature_names"]), len(bars.ts))
+        digest.update(f"features <f4 {shape}\n".encode())
+        dataset = _dataset(group, "features", shape, np.dtype(np.float32))
+        count = 0
+        for column in bars.features.T if features is None else features:
+            _check_array(bars, "features", column)
+            _put(dataset, (count,), column, digest)
+            count += 1
+            if self._sink is not None and self._sink.error is not None:  # no use in going on
+                raise write_error(self.path, self._sink.error)
+        if count != shape[0]:
+            raise ValueError(f"{bars.symbol}: {count} features, {shape[0]} expected")
+
     def finish(self) -> str:
         """Write the header, close and sync the temporary file; returns the hash of the contents."""
         assert self._file is not None and self._sink is not None
         if not self._symbols:
             raise HpcrlError(f"{self.path}: no symbol to write")
-        self.sha256 = contents_hash(self._attributes, self._digests)
-        header = {**self._attributes, "symbols": self._symbols, "sha256": self.sha256}
+        self.sha256 = contents_hash(self.attributes, self._digests)
+        header = {**self.attributes, "symbols": self._symbols, "sha256": self.sha256}
         for key, value in header.items():
             self._file.attrs[key] = json.dumps(value, sort_keys=key != "symbols", allow_nan=False)
         file, self._file = self._file, None
@@ -214,12 +216,26 @@ def _group_name(symbol: str) -> str:
     return quote(symbol, safe="").replace(".", "%2E")
 
 
-def _write_array(group: h5py.Group, name: str, array: np.ndarray) -> None:
-    row_bytes = array.dtype.itemsize * int(np.prod(array.shape[1:]))
-    rows = max(min(len(array), CHUNK_BYTES // max(row_bytes, 1)), 1)
+def _check_array(bars: SymbolBars, name: str, array: np.ndarray) -> None:
+    if array.dtype != ARRAYS[name] or len(array) != len(bars.ts):
+        raise ValueError(
+            f"{bars.symbol}: {name} is {array.dtype} [{len(array)}], {len(bars.ts)} rows expected"
+        )
+
+
+def _dataset(group: h5py.Group, name: str, shape: tuple[int, ...], dtype: np.dtype) -> h5py.Dataset:
+    rows = max(min(shape[-1], CHUNK_BYTES // dtype.itemsize), 1)
     # Shuffled LZ4: the fastest of the measured filters; shared readers need hdf5plugin.
     blosc = hdf5plugin.Blosc(cname="lz4", clevel=5, shuffle=hdf5plugin.Blosc.SHUFFLE)
-    group.create_dataset(name, data=array, chunks=(rows, *array.shape[1:]), **blosc)
+    chunks = (*(1 for _ in shape[:-1]), rows)
+    return group.create_dataset(name, shape=shape, dtype=dtype, chunks=chunks, **blosc)
+
+
+def _put(dataset: h5py.Dataset, at: tuple[int, ...], array: np.ndarray, digest: Any) -> None:
+    """Write and hash one row of a dataset (or all of it)."""
+    array = np.ascontiguousarray(array)
+    digest.update(array.view(np.uint8).data if array.size else b"")
+    dataset[at if at else ...] = array
 
 
 def write_store(
@@ -246,6 +262,14 @@ def read_store(path: str | Path) -> tuple[dict[str, SymbolBars], dict[str, Any]]
 
     HpcrlError: missing, foreign, truncated, of another format version, or altered.
     """
+    with open_store(path) as (header, symbols):
+        bars = {one.symbol: one for one in symbols}
+    return bars, header
+
+
+@contextlib.contextmanager
+def open_store(path: str | Path) -> Iterator[tuple[dict[str, Any], Iterator[SymbolBars]]]:
+    """The header, and the symbols one by one; as ``read_store``. The hash is checked after the last one."""
     path = Path(path)
     if not path.is_file():
         kind = "is a folder" if path.is_dir() else "no such file"
@@ -254,21 +278,31 @@ def read_store(path: str | Path) -> tuple[dict[str, SymbolBars], dict[str, Any]]
         # Readers never lock: network file systems may lack locks, and the file never changes.
         with h5py.File(path, "r", locking=False) as file:
             header = _read_header(file, path)
-            digests: dict[str, str] = {}
-            bars = {symbol: _read_symbol(file, symbol, digests) for symbol in header["symbols"]}
+            yield header, _read_symbols(file, header, path)
     except HpcrlError:
         raise
     except (OSError, KeyError, ValueError, RuntimeError) as error:
         raise HpcrlError(
             f"{path}: not a whole market file of `hpcrl stage` ({_short(error)}); stage it again"
         ) from None
+
+
+def read_header(path: str | Path) -> dict[str, Any]:
+    """The header alone; the contents are not looked at. HpcrlError as ``read_store``."""
+    with open_store(path) as (header, _):
+        return header
+
+
+def _read_symbols(file: h5py.File, header: dict[str, Any], path: Path) -> Iterator[SymbolBars]:
+    digests: dict[str, str] = {}
+    for symbol in header["symbols"]:
+        yield _read_symbol(file, symbol, digests)
     found = contents_hash(header, digests)
     if found != header["sha256"]:
         raise HpcrlError(
             f"{path}: contents do not match their sha256 (they hash to {found[:12]}, the header says "
             f"{header['sha256'][:12]}); the file was altered or damaged: stage it again"
         )
-    return bars, header
 
 
 def _read_header(file: h5py.File, path: Path) -> dict[str, Any]:
@@ -295,38 +329,9 @@ def _read_symbol(file: h5py.File, symbol: str, digests: dict[str, str]) -> Symbo
         digest.update(array.view(np.uint8).data if array.size else b"")
         arrays[name] = array
     digests[symbol] = digest.hexdigest()
-    return SymbolBars(symbol=symbol, **arrays)
+    return SymbolBars(symbol=symbol, **{**arrays, "features": arrays["features"].T})
 
 
 def _short(error: BaseException) -> str:
     text = " ".join(str(error).split())
     return text if len(text) < 160 else text[:157] + "..."
-
-
-def load_market(config: MarketConfig) -> Market:
-    """The chosen symbols and features of ``config.path``. HpcrlError lists what the file has."""
-    bars, names, columns, header = load_symbols(config)
-    return assemble(bars, names, columns, header, (config.train_fraction, config.validation_fraction))
-
-
-def load_symbols(
-    config: MarketConfig,
-) -> tuple[list[SymbolBars], tuple[str, ...], list[int], dict[str, Any]]:
-    """(chosen symbols as stored, names of the chosen features, their columns, header); as ``load_market``."""
-    bars, header = read_store(config.path)
-    symbols = _choose("symbol", config.symbols, list(bars), config.path)
-    names = _choose("feature", config.features, header["feature_names"], config.path)
-    columns = [header["feature_names"].index(name) for name in names]
-    return [bars[symbol] for symbol in symbols], names, columns, header
-
-
-def _choose(kind: str, wanted: tuple[str, ...], there: list[str], path: str) -> tuple[str, ...]:
-    for name in wanted:
-        if name not in there:
-            near = difflib.get_close_matches(name, there, 1)
-            hint = f" (did you mean {near[0]!r}?)" if near else ""
-            raise HpcrlError(f"{path}: no {kind} {name!r}{hint}; it has {', '.join(there)}")
-    doubled = sorted({name for name in wanted if wanted.count(name) > 1})
-    if doubled:
-        raise HpcrlError(f"market.{kind}s names {', '.join(doubled)} more than once")
-    return tuple(wanted or there)

@@ -15,9 +15,9 @@ from hpcrl.config.env import CostConfig
 from hpcrl.config.load import validate
 from hpcrl.config.root import Config
 from hpcrl.env.simulator import Simulator
+from hpcrl.market.load import load_market
 from hpcrl.market.scaler import fit_scaler
 from hpcrl.market.stage import stage_synthetic
-from hpcrl.market.store import load_market
 from hpcrl.market.tensors import MarketTensors
 from hpcrl.policy import build_policy
 from hpcrl.storage.atomic import sha256_of, to_json

@@ -11,9 +11,9 @@ from hpcrl.bench.learn import Size, run_seed
 from hpcrl.config.load import load_config
 from hpcrl.env.draws import uniform
 from hpcrl.learn.ppo import recompute, update
+from hpcrl.market.load import load_market
 from hpcrl.market.scaler import fit_scaler
 from hpcrl.market.stage import stage_synthetic
-from hpcrl.market.store import load_market
 from hpcrl.monitor.gpu import gpu_stats
 from hpcrl.train import build
 from hpcrl.world.ranks import start_world, stop_world

@@ -14,8 +14,8 @@ import torch
 from hpcrl.checkpoint.manager import CheckpointManager
 from hpcrl.config.load import load_config
 from hpcrl.launch.start import begin, resume
+from hpcrl.market.load import load_market
 from hpcrl.market.stage import stage_synthetic
-from hpcrl.market.store import load_market
 from hpcrl.monitor.console import TrainingConsole
 from hpcrl.monitor.metrics import MetricsFile, read_metrics
 from hpcrl.storage.lock import hold

@@ -10,9 +10,9 @@ import torch
 from hpcrl.config.load import load_config
 from hpcrl.learn.batches import minibatch, permutation
 from hpcrl.learn.ppo import prepare, recompute, update
+from hpcrl.market.load import load_market
 from hpcrl.market.scaler import fit_scaler
 from hpcrl.market.stage import stage_synthetic
-from hpcrl.market.store import load_market
 from hpcrl.rollout.summary import summarise
 from hpcrl.train import Trainer, build, weight_divergence
 from hpcrl.types import HpcrlError

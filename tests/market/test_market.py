@@ -6,10 +6,10 @@ from market_data import SAMPLE, msft, walk
 
 from hpcrl.config.market import MarketConfig
 from hpcrl.market.features import FEATURES
+from hpcrl.market.load import load_market
 from hpcrl.market.scaler import Scaler, fit_scaler
 from hpcrl.market.splits import cut
 from hpcrl.market.stage import stage_files, stage_frame, stage_synthetic
-from hpcrl.market.store import load_market
 from hpcrl.types import HpcrlError, RunFailed
 
 

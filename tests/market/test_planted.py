@@ -8,11 +8,11 @@ from hpcrl.config.load import load_config
 from hpcrl.config.market import MarketConfig
 from hpcrl.env.simulator import Simulator
 from hpcrl.market.features import BURN_IN
+from hpcrl.market.load import load_market
 from hpcrl.market.oracle import log_odds, mean_and_error, oracle, rewards, solve
 from hpcrl.market.planted import TASKS, draw_paths, planted
 from hpcrl.market.scaler import fit_scaler
 from hpcrl.market.stage import stage_planted
-from hpcrl.market.store import load_market
 from hpcrl.types import HpcrlError
 
 PATHS, BARS = 2000, BURN_IN + 2000

@@ -11,7 +11,7 @@ import h5py
 import pytest
 from market_data import walk
 
-from hpcrl.market import stage as staging
+from hpcrl.market import build as staging
 from hpcrl.market.stage import stage_files, stage_synthetic
 from hpcrl.market.store import is_store
 from hpcrl.storage.atomic import temporary_path

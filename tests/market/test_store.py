@@ -11,8 +11,9 @@ from market_data import ROOT, walk
 
 from hpcrl.config.market import MarketConfig
 from hpcrl.market.bars import ARRAYS
+from hpcrl.market.load import load_market
 from hpcrl.market.stage import stage_frame, stage_synthetic
-from hpcrl.market.store import StoreWriter, load_market, read_store, write_store
+from hpcrl.market.store import StoreWriter, read_store, write_store
 from hpcrl.types import HpcrlError
 
 
@@ -43,7 +44,7 @@ def test_what_is_written_is_read_back_bit_for_bit(staged, tmp_path):
 def test_the_header_is_complete(staged):
     with h5py.File(staged.path) as file:
         header = {key: json.loads(value) for key, value in file.attrs.items()}
-    assert header["format"] == "hpcrl-market" and header["format_version"] == 1
+    assert header["format"] == "hpcrl-market" and header["format_version"] == 2
     assert header["source"] == "test" and header["calendar"] == "24/7" and header["timezone"] == "UTC"
     assert (
         header["bar_seconds"] == 300 and header["price_adjustment"] == "unknown" and header["burn_in"] == 250
@@ -111,8 +112,8 @@ def test_a_truncated_file_is_refused(share, copy):
 
 def test_another_format_version_is_refused(copy):
     with h5py.File(copy, "r+") as file:
-        file.attrs["format_version"] = json.dumps(2)
-    with pytest.raises(HpcrlError, match="format version 2; 1 is read"):
+        file.attrs["format_version"] = json.dumps(1)
+    with pytest.raises(HpcrlError, match="format version 1; 2 is read"):
         read_store(copy)
 
 
