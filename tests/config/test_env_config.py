@@ -16,7 +16,9 @@ def load(*sets, path=None):
     return load_config(path, overrides=sets, environment={})
 
 
-@pytest.mark.parametrize("path", sorted(YAML.glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", sorted(set(YAML.glob("*.yaml")) - {YAML / "tables.yaml"}), ids=lambda path: path.stem
+)
 def test_every_shipped_yaml_loads(path):
     assert load(path=path).minibatches >= 1
 

@@ -1,0 +1,68 @@
+"""The names of tables and columns: defaults, YAML over them, and one clear error for each mistake."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from hpcrl.config.load_tables import load_tables, timeframe_seconds
+from hpcrl.config.tables import Tables
+from hpcrl.types import HpcrlError
+
+EXAMPLE = Path(__file__).resolve().parents[2] / "yaml/tables.yaml"
+
+
+def test_the_example_writes_out_every_default():
+    assert load_tables(EXAMPLE) == load_tables(None) == Tables()
+    assert yaml.safe_load(EXAMPLE.read_text()) == Tables().model_dump(mode="json")
+
+
+def test_a_file_says_only_what_differs(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("bars: {table: candles, timeframe: null}\nindicators: {names: {rsi: RSI14}}\n")
+    tables = load_tables(path)
+    assert (tables.bars.table, tables.bars.timeframe, tables.bars.symbol) == ("candles", None, "symbol")
+    assert tables.indicators.names == {"rsi": "RSI14"} and tables.timeframes == Tables().timeframes
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("bars: {tabel: x}", ["unknown key bars.tabel = 'x'", "nearest valid key: bars.table"]),
+        ("indicators: {symbl: x}", ["nearest valid key: indicators.symbol"]),
+        ("bar: {table: x}", ["unknown key bar", "nearest valid key: bars"]),
+        ("bars: {open: null}", ["bars.open = None", "a text is needed"]),
+        ("bars: {symbol: yes}", ["bars.symbol = True: a text is needed; put it in quotes"]),
+        ("bars: candles", ["bars = 'candles': expected a section of keys"]),
+        ("bars:", ["the section bars is empty"]),
+        ("bars: {open: a, open: b}", ["line 1", "open is given twice"]),
+        ("indicators: {layout: tall}", ["indicators.layout = 'tall'", "'auto', 'long' or 'wide'"]),
+        ("timeframes: {5Min: 5 minutes}", ["timeframes.5Min = '5 minutes': a whole number is needed"]),
+        ("- bars", ["key: value"]),
+        ("bars: [", ["not valid YAML"]),
+    ],
+)
+def test_a_mistake_names_file_key_and_what_is_right(tmp_path, text, parts):
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    with pytest.raises(HpcrlError) as caught:
+        load_tables(path)
+    for part in (str(path), *parts):
+        assert part in str(caught.value), str(caught.value)
+    assert "\n" not in str(caught.value) and caught.value.exit_code == 2
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(HpcrlError, match=r"none\.yaml: cannot be read"):
+        load_tables(tmp_path / "none.yaml")
+
+
+def test_a_timeframe_has_its_seconds_and_an_unknown_one_names_those_known():
+    assert timeframe_seconds(Tables(), "5Min") == 300
+    assert timeframe_seconds(Tables(timeframes={"M5": 300}), "M5") == 300
+    with pytest.raises(HpcrlError, match=r"'5min' is not known; nearest: 5Min; known: 1Min, 5Min, 15Min"):
+        timeframe_seconds(Tables(), "5min")
+    with pytest.raises(HpcrlError, match="'weekly' is not known; known: M5 "):
+        timeframe_seconds(Tables(timeframes={"M5": 300}), "weekly")
