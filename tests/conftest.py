@@ -14,6 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+from servers.postgres import database, postgres  # noqa: F401  fixtures of every room
 
 from hpcrl import cli
 from hpcrl.world.world import World
