@@ -1,5 +1,7 @@
 """The command ``hpcrl``: verbs only. A verb parses, calls one function, prints the path that it made.
 
+``cli_stage`` and ``cli_bench`` hold the verbs of ``hpcrl stage`` and ``hpcrl bench``.
+
 Exit codes: 0 done, 1 failed, 2 bad usage, config or input, 75 stopped early and resumable.
 """
 
@@ -13,19 +15,16 @@ from typing import Annotated
 import typer
 
 import hpcrl
+from hpcrl.cli_bench import bench_app
+from hpcrl.cli_options import Json, Sets
+from hpcrl.cli_stage import stage_app
 from hpcrl.types import HpcrlError
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=hpcrl.__doc__
 )
-stage_app = typer.Typer(no_args_is_help=True, help="Stage market bars into one immutable HDF5 file.")
-bench_app = typer.Typer(no_args_is_help=True, help="Measure speed, as ratios and splits of one run.")
 app.add_typer(stage_app, name="stage")
 app.add_typer(bench_app, name="bench")
-
-Out = Annotated[Path, typer.Option("--out", help="HDF5 file to make.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
-Sets = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a config key.")]
 
 
 def main() -> None:
@@ -81,81 +80,6 @@ def train(
 
         sys.exit(run_ranks(ranks, sys.argv[1:]))
     sys.exit(run_training(request))
-
-
-@stage_app.command("files")
-def stage_files(
-    path: Annotated[Path, typer.Option("--path", help="A CSV or Parquet file, or a folder of them.")],
-    out: Out,
-    calendar: Annotated[str, typer.Option(help="Exchange calendar, or 24/7.")] = "XNYS",
-    bar_seconds: Annotated[int, typer.Option(help="Seconds of a bar.")] = 300,
-    features: Annotated[str, typer.Option(help="Further numeric columns as features: a,b")] = "",
-    symbols: Annotated[str, typer.Option(help="Only these symbols: A,B")] = "",
-    timezone: Annotated[str | None, typer.Option(help="Zone of timestamps that carry none.")] = None,
-    computed: Annotated[bool, typer.Option(help="Compute the built-in features.")] = True,
-    price_adjustment: Annotated[
-        str, typer.Option(help="unknown, unadjusted, splits or splits_dividends.")
-    ] = "unknown",
-    strict: Annotated[bool, typer.Option("--strict", help="Reject what would be dropped.")] = False,
-    as_json: Json = False,
-) -> None:
-    """CSV and Parquet: columns timestamp, symbol, open, high, low, close, volume."""
-    from hpcrl.market.stage import stage_files as run
-
-    result = run(
-        path,
-        out,
-        calendar=calendar,
-        bar_seconds=bar_seconds,
-        features=_names(features),
-        symbols=_names(symbols),
-        timezone=timezone,
-        computed=computed,
-        price_adjustment=price_adjustment,
-        strict=strict,
-    )
-    _print_staged(result, as_json)
-
-
-@stage_app.command("synthetic")
-def stage_synthetic(
-    out: Out,
-    symbols: Annotated[str, typer.Option(help="A,B,...")] = "AAPL,MSFT,GOOGL,TSLA,NVDA,AMZN",
-    bars: Annotated[int, typer.Option(min=1, help="Tradable bars per symbol; burn-in comes on top.")] = 1000,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
-    as_json: Json = False,
-) -> None:
-    """A random walk: for first steps and tests; no performance claim follows from it."""
-    from hpcrl.market.stage import stage_synthetic as run
-
-    _print_staged(run(out, symbols=_names(symbols), bars=bars, seed=seed), as_json)
-
-
-@stage_app.command("planted")
-def stage_planted(
-    out: Out,
-    task: Annotated[str, typer.Option(help="L0, L1, L2, L3, L4, L4b, L5 or control.")],
-    bars: Annotated[int, typer.Option(min=1, help="Tradable bars per path; burn-in comes on top.")] = 1000,
-    paths: Annotated[int, typer.Option(min=1, help="Separate paths, one symbol each.")] = 1,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
-    as_json: Json = False,
-) -> None:
-    """A market whose best policy is known: does an agent learn it? No performance claim follows from it."""
-    from hpcrl.market.stage import stage_planted as run
-
-    _print_staged(run(out, task, bars=bars, paths=paths, seed=seed), as_json)
-
-
-def _print_staged(result, as_json: bool) -> None:
-    from rich.console import Console
-
-    from hpcrl.market.quality import render_report
-
-    if as_json:
-        print(json.dumps({"path": str(result.path), "sha256": result.sha256, "report": result.report}))
-        return
-    Console().print(render_report(result.report))
-    print(result.path)
 
 
 @app.command()
@@ -252,102 +176,3 @@ def audit(
 
         Console().print(render(report))
     sys.exit(1 if bad else 0)
-
-
-@bench_app.command("train")
-def bench_train(
-    config: Annotated[Path | None, typer.Option("--config", help="YAML file; default: the defaults.")] = None,
-    sets: Sets = None,
-    epochs: Annotated[int, typer.Option(min=1, help="Measured epochs, after one warm-up.")] = 3,
-    as_json: Json = False,
-) -> None:
-    """Env steps per second of training, end to end, and where the time goes."""
-    from hpcrl.bench.train import bench_train as run
-    from hpcrl.bench.train import render
-
-    result = run(config, tuple(sets or ()), epochs)
-    if as_json:
-        print(json.dumps(result))
-    else:
-        from rich.console import Console
-
-        Console().print(render(result))
-
-
-@bench_app.command("env")
-def bench_env(
-    envs: Annotated[str, typer.Option(help="Numbers of environments, in turn.")] = "1,100,1000,8000",
-    sets: Sets = None,
-    threads: Annotated[int, typer.Option(help="Threads of the simulator.")] = 1,
-    rounds: Annotated[int, typer.Option(help="Rounds; figures are their medians.")] = 5,
-    seconds: Annotated[float, typer.Option(help="Seconds of each measurement in a round.")] = 1.0,
-    peers: Annotated[
-        Path | None,
-        typer.Option(help="Python with gym-trading-env; default: .venv-peers (make peers) if it is there."),
-    ] = None,
-    as_json: Json = False,
-) -> None:
-    """Steps per second of the simulator alone, all costs on, beside gym-trading-env on the same bars."""
-    from hpcrl.bench.env import bench_env as run
-    from hpcrl.bench.env import numbers, render
-
-    result = run(
-        numbers(envs),
-        overrides=tuple(sets or ()),
-        threads=threads,
-        rounds=rounds,
-        seconds=seconds,
-        peers=peers,
-    )
-    if as_json:
-        print(json.dumps(result))
-    else:
-        from rich.console import Console
-
-        Console().print(render(result))
-
-
-@bench_app.command("against-sb3")
-def bench_against_sb3(
-    task: Annotated[str, typer.Option(help="A planted market.")] = "L2",
-    seconds: Annotated[float, typer.Option(help="Of training, for each of the two.")] = 300.0,
-    config: Annotated[Path, typer.Option("--config", help="Settings of both.")] = Path("yaml/learn.yaml"),
-    sets: Sets = None,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
-    threads: Annotated[int, typer.Option(min=1)] = 1,
-    out: Annotated[Path, typer.Option("--out", help="JSON to write; a picture goes beside it.")] = Path(
-        "against_sb3.json"
-    ),
-) -> None:
-    """hpcrl and Stable-Baselines3's PPO on one planted market: share of the oracle against time."""
-    from hpcrl.bench.against import against_sb3, check, write
-
-    check(out)
-    result = against_sb3(
-        task, seconds, config_path=config, overrides=tuple(sets or ()), seed=seed, threads=threads
-    )
-    for path in write(result, out):
-        print(path)
-
-
-@bench_app.command("learn")
-def bench_learn(
-    task: Annotated[str, typer.Option(help="L3, or L1,L2, or all: planted markets.")] = "all",
-    seeds: Annotated[int, typer.Option(min=1, help="Seeds 0, 1, ... of every task.")] = 3,
-    config: Annotated[Path, typer.Option("--config", help="The one configuration of all tasks.")] = Path(
-        "yaml/learn.yaml"
-    ),
-    sets: Sets = None,
-    jobs: Annotated[int, typer.Option(min=1, help="Runs at a time, one thread each.")] = 1,
-    report: Annotated[Path | None, typer.Option("--report", help="Markdown page to write.")] = None,
-    as_json: Json = False,
-) -> None:
-    """Train on markets whose best policy is known: the share of it that the agent reaches on fresh bars."""
-    from hpcrl.bench.learn_report import measure
-
-    met = measure(task, seeds, config, tuple(sets or ()), jobs=jobs, report=report, as_json=as_json)
-    sys.exit(0 if met else 1)
-
-
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(part.strip() for part in text.split(",") if part.strip())
