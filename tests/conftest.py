@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from servers.postgres import database, postgres  # noqa: F401  fixtures of every room
+from servers.postgrest import postgrest  # noqa: F401
 
 from hpcrl import cli
 from hpcrl.world.world import World

@@ -15,14 +15,17 @@ import json
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import pandas as pd
-import psycopg
-from psycopg import sql
+import pytest
+
+if TYPE_CHECKING:  # every run of pytest imports this module, most without need of theirs
+    import numpy as np
+    import pandas as pd
 
 SECRET = "super-secret-jwt-token-with-at-least-32-characters-long"
 COLUMNS = ("open", "high", "low", "close", "volume")
@@ -37,6 +40,18 @@ ALTER DEFAULT PRIVILEGES IN SCHEMA public GRANT ALL ON TABLES TO anon, authentic
 ALTER DEFAULT PRIVILEGES IN SCHEMA public GRANT ALL ON SEQUENCES TO anon, authenticated, service_role;
 """
 """As Supabase sets them up; tables made later get the same grants."""
+TABLES = """
+CREATE TABLE historical_bars (
+  symbol text NOT NULL, timeframe text NOT NULL, "timestamp" timestamptz NOT NULL,
+  open double precision NOT NULL, high double precision NOT NULL, low double precision NOT NULL,
+  close double precision NOT NULL, volume double precision NOT NULL,
+  PRIMARY KEY (symbol, timeframe, "timestamp"));
+CREATE TABLE technical_indicators (
+  symbol text NOT NULL, timeframe text NOT NULL, "timestamp" timestamptz NOT NULL,
+  indicator text NOT NULL, value double precision,
+  PRIMARY KEY (symbol, timeframe, "timestamp", indicator));
+"""
+"""The standard ones, as ``hpcrl stage schema`` makes them."""
 
 
 def make_key(role: str = "service_role", expires_in: float = 10 * 365 * 86400, secret: str = SECRET) -> str:
@@ -89,6 +104,8 @@ class Postgrest:
         return f"http://127.0.0.1:{self._settings['port']}"
 
     def __enter__(self) -> Postgrest:
+        import psycopg
+
         with psycopg.connect(self.conninfo, autocommit=True) as connection:
             connection.execute(ROLES)
         self.start()
@@ -173,6 +190,10 @@ def load_bars(
 
     By COPY, binary: the values arrive to the last bit, a million of them in a second or two.
     """
+    import pandas as pd
+    import psycopg
+    from psycopg import sql
+
     stamps = pd.DatetimeIndex(pd.to_datetime(frame["timestamp"], utc=True)).as_unit("us")
     micros = stamps.asi8 - 946_684_800_000_000  # PostgreSQL counts from 2000
     names = ["symbol", *(["timeframe"] if timeframe else []), "timestamp", *COLUMNS]
@@ -190,6 +211,8 @@ def load_bars(
 
 
 def _records(symbol: str, timeframe: str | None, micros: np.ndarray, rows: pd.DataFrame) -> bytes:
+    import numpy as np
+
     texts = [text.encode() for text in (symbol, timeframe) if text]
     fields: list[tuple[str, Any]] = [("fields", ">i2")]
     for at, text in enumerate(texts):
@@ -204,3 +227,14 @@ def _records(symbol: str, timeframe: str | None, micros: np.ndarray, rows: pd.Da
     for name in COLUMNS:
         packed[name], packed[f"size_{name}"] = rows[name].to_numpy(float), 8
     return packed.tobytes()
+
+
+@pytest.fixture
+def postgrest(database: str) -> Iterator[Postgrest]:
+    """Before a database of its own with the standard tables, both empty."""
+    import psycopg
+
+    with psycopg.connect(database, autocommit=True) as connection:
+        connection.execute(TABLES)
+    with Postgrest(database) as server:
+        yield server
