@@ -179,7 +179,7 @@ def indicator_lines(indicators: Mapping[str, Mapping[str, Any]]) -> list[str]:
     lines = []
     if each:
         values, differing = (sum(one[key] for _, one in each) for key in ("compared", "differing"))
-        verdict = f"{differing:,} differ" if differing else "none differs"
+        verdict = f"{differing:,} different" if differing else "none different"
         names = _list(dict.fromkeys(name for name, _ in each))
         lines.append(f"indicators: {values:,} values compared with recomputed ones, {verdict} ({names})")
     decimals: dict[int, dict[str, None]] = {}

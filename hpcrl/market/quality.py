@@ -12,6 +12,7 @@ from hpcrl.market.align import census, split_jumps
 from hpcrl.market.bars import SymbolBars
 from hpcrl.market.calendar import Grid
 from hpcrl.market.clean import NAMED_ROWS
+from hpcrl.market.compare import differing_rows, indicator_lines
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -50,6 +51,12 @@ def add_symbol(report: dict[str, Any], bars: SymbolBars, grid: Grid, price_adjus
     if counts["tradable"] == 0:
         what = f"{counts['present']} bars, all of them burn-in: never traded"
         flag(report, "too_short", [{"symbol": bars.symbol, "timestamp": counts["last"], "what": what}])
+
+
+def add_indicators(report: dict[str, Any], symbol: str, found: dict[str, Any]) -> None:
+    """What ``compare_indicators`` found for one symbol; what differs is flagged."""
+    report.setdefault("indicators", {})[symbol] = found
+    flag(report, "indicator_differs", differing_rows(symbol, found))
 
 
 def flag(report: dict[str, Any], kind: str, rows: list[dict]) -> None:
@@ -92,4 +99,4 @@ def _caption(report: dict[str, Any]) -> str:
                 )
                 for row in entry["rows"]
             ]
-    return "\n".join(lines)
+    return "\n".join([*lines, *indicator_lines(report.get("indicators", {}))])

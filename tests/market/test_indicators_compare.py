@@ -1,5 +1,6 @@
 """A database's indicators against recomputed ones: the same, different, or not to be compared."""
 
+import io
 import json
 import tracemalloc
 
@@ -11,6 +12,8 @@ from market_data import columns, msft, walk
 from hpcrl.market.clean import iso
 from hpcrl.market.compare import check_names, compare_indicators, differing_rows, indicator_lines
 from hpcrl.market.indicators import INDICATORS, find_indicator
+from hpcrl.market.quality import add_indicators, render_report
+from hpcrl.market.stage import stage_frame
 from hpcrl.types import HpcrlError
 
 
@@ -207,7 +210,7 @@ def test_the_report_has_a_few_lines_however_many_symbols_there_are():
     )
     lines = indicator_lines({f"S{n}": found for n in range(50)})
     assert lines == [
-        "indicators: 294,800 values compared with recomputed ones, none differs (rsi, SMA_50)",
+        "indicators: 294,800 values compared with recomputed ones, none different (rsi, SMA_50)",
         "  rounded to 2 decimals: SMA_50",
         "  not compared (no value at a bar after the first 296): macd",
         "  not compared (cannot be recomputed): x",
@@ -269,3 +272,20 @@ def test_a_name_that_may_mean_anything_is_not_guessed(spelling):
 def test_every_indicator_of_ours_goes_by_its_own_name():
     assert [find_indicator(name).name for name in INDICATORS] == list(INDICATORS)
     assert [find_indicator(name.lower().replace("_", "-")).name for name in INDICATORS] == list(INDICATORS)
+
+
+def test_the_quality_report_flags_what_differs_and_shows_the_rest(tmp_path):
+    from rich.console import Console
+
+    value = THEIRS["rsi"].copy()
+    value[2000] += 1
+    report = stage_frame(TABLE, tmp_path / "m.h5", source="test").report
+    add_indicators(report, "MSFT", compare(("rsi", TS, value), ("atr14", TS, THEIRS["atr14"])))
+    assert list(report["flagged"]) == ["indicator_differs"]
+    entry = report["flagged"]["indicator_differs"]
+    assert entry["count"] == 1 and entry["rows"][0]["timestamp"] == iso(int(TS[2000]))
+    console = Console(width=160, record=True, file=io.StringIO())
+    console.print(render_report(report))
+    shown = " ".join(console.export_text().split())
+    assert "flagged: 1 indicator differs" in shown and "rsi (recomputed RSI14): 1 of 2,948 values" in shown
+    assert "5,896 values compared with recomputed ones, 1 different (rsi, atr14)" in shown
