@@ -287,6 +287,17 @@ def open_store(path: str | Path) -> Iterator[tuple[dict[str, Any], Iterator[Symb
         ) from None
 
 
+def read_symbol(
+    path: str | Path, symbol: str, names: tuple[str, ...], feature: int | None = None
+) -> dict[str, np.ndarray]:
+    """Some arrays of one symbol; of the features only one [B] if ``feature`` is given. Nothing is checked:
+    for a file that ``open_store`` has read through."""
+    with h5py.File(path, "r", locking=False) as file:
+        group = file[f"symbols/{_group_name(symbol)}"]
+        rows = ... if feature is None else feature
+        return {name: group[name][rows if name == "features" else ...] for name in names}
+
+
 def read_header(path: str | Path) -> dict[str, Any]:
     """The header alone; the contents are not looked at. HpcrlError as ``read_store``."""
     with open_store(path) as (header, _):

@@ -1,0 +1,193 @@
+"""From a database to one immutable HDF5 file: complete, or an error; made-up bars never in silence.
+
+The fallback steps in where a database is out of reach or empty, never for part of the data, and never over
+real bars. Secrets stay in the source; nothing of them reaches the file or a message.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from contextlib import closing
+from pathlib import Path
+
+from hpcrl.config.secrets import Secrets, check_key, conninfo
+from hpcrl.market.build import Build, StageResult, prepare_output
+from hpcrl.market.clean import iso
+from hpcrl.market.read_rows import Rows
+from hpcrl.market.request import DatabaseRequest
+from hpcrl.market.source import Source, Span, Unreachable
+from hpcrl.market.span import read_span
+from hpcrl.market.stage import stage_synthetic
+from hpcrl.market.store import is_store, read_header
+from hpcrl.market.synthetic import SYMBOLS
+from hpcrl.market.update import Update
+from hpcrl.types import RunFailed
+
+FALLBACK = "synthetic-fallback"
+"""The ``source`` of made-up bars that stand in for a database's; it is stamped on all that comes of them."""
+FALLBACK_BARS = 1000
+"""Tradable bars per symbol."""
+
+
+class Empty(RunFailed):
+    """The table of bars holds no row at all."""
+
+
+def stage_supabase(secrets: Secrets, request: DatabaseRequest) -> StageResult:
+    """Stage over PostgREST. HpcrlError, RunFailed: nothing was written."""
+    out, span = _check(request)
+    if secrets.supabase_url is None or secrets.supabase_key is None:
+        missing = "SUPABASE_URL and SUPABASE_SERVICE_ROLE_KEY are not set (environment or .env)"
+        return stage_database(Unreachable(missing), request)
+    check_key(secrets.supabase_key)
+    from hpcrl.market.supabase import Supabase
+
+    source = Supabase(
+        secrets.supabase_url,
+        secrets.supabase_key,
+        request.tables,
+        request.timeframe,
+        spool_folder(out),
+        features=request.features,
+        timezone=request.timezone,
+        indicators=request.indicators,
+        page_rows=request.page_rows,
+        connections=request.connections,
+        requests_per_second=request.requests_per_second,
+        patience_seconds=request.patience_seconds,
+    )
+    return stage_database(source, request, span)
+
+
+def stage_postgres(secrets: Secrets, dsn: str | None, request: DatabaseRequest) -> StageResult:
+    """Stage by COPY. HpcrlError, RunFailed: nothing was written."""
+    _, span = _check(request)
+    target = conninfo(secrets, dsn)
+    if target is None:
+        missing = "neither DATABASE_URL (environment or .env) nor --dsn is given"
+        return stage_database(Unreachable(missing), request)
+    from hpcrl.market.postgres import Postgres
+
+    source = Postgres(target, request.tables, request.timeframe, request.features, request.timezone)
+    return stage_database(source, request, span)
+
+
+def spool_folder(out: Path) -> Path:
+    """Where a download waits for its end; a later run of the same query goes on from there."""
+    return out.with_name(f".{out.name}.parts")
+
+
+def _check(request: DatabaseRequest) -> tuple[Path, Span]:
+    """All that can be refused before any connection."""
+    _ = request.options
+    inputs = [] if request.update is None else [request.update]
+    return prepare_output(request.out, inputs), read_span(request.start, request.end)
+
+
+def stage_database(
+    source: Source | Unreachable, request: DatabaseRequest, span: Span | None = None
+) -> StageResult:
+    """Stage what ``request`` asks of ``source``, or the fallback where there is nothing to ask."""
+    span = span or read_span(request.start, request.end)
+    update = None
+    if request.update is not None:
+        update = Update.of(request, span)
+        span = Span(update.start_ns, span.end_ns)
+    if not request.symbols:
+        request = request.with_symbols(update.symbols if update is not None else SYMBOLS)
+    if isinstance(source, Unreachable):
+        return _fallback(request, source)
+    with closing(source):
+        try:
+            source.open()
+            if source.is_empty():
+                raise Empty(f"the table {request.tables.bars.table} holds no row")
+        except (Unreachable, Empty) as reason:
+            return _fallback(request, reason)
+        return _stage(source, request, request.finished(span), update)
+
+
+def _stage(source: Source, request: DatabaseRequest, span: Span, update: Update | None) -> StageResult:
+    options, table = request.options, request.tables.bars.table
+    _check_symbols(source, request, span)
+    spans = {} if update is None else update.spans(source, request.symbols, span)
+    source.prepare(dict.fromkeys(request.symbols, span) | spans, request.progress)
+    rows = Rows(table, options)
+    received: dict[str, int] = {}
+    query = {
+        "table": table,
+        "timeframe": request.timeframe,
+        "start": None if span.start_ns is None else iso(span.start_ns),
+        "end": request.end,
+        "symbols": list(request.symbols),
+        "received": received,
+    }
+    with Build(request.out, options, source.kind, [table], query) as build:
+        build.dropped = rows.dropped
+        for symbol in request.symbols:
+            if update is not None and symbol in update.first_ns:
+                raw, counted = update.go_on(source, symbol, span, rows, request.progress)
+            else:
+                raw, counted = rows.symbol(source, symbol, span)
+            if raw is None or rows.bad.counts:
+                continue  # the others are judged, too: one error names all bad rows
+            bars = build.add(raw)
+            # Rows up to the last bar, so that an update can ask whether there are still as many.
+            received[symbol] = counted - int((raw.ts > bars.ts[-1]).sum())
+        rows.bad.refuse(table, rows.read)
+        if update is not None:
+            build.report["update"] = update.summary()
+        return build.finish(rows.read)
+
+
+def _check_symbols(source: Source, request: DatabaseRequest, span: Span) -> None:
+    missing = [symbol for symbol in request.symbols if not source.count(symbol, span)]
+    if not missing:
+        return
+    there = source.symbols()
+    known = "" if there is None else f"; the table has {', '.join(there) or 'no symbol of this timeframe'}"
+    bounds = [iso(ns) for ns in span if ns is not None]
+    when = f"between {bounds[0]} and {bounds[1]}" if len(bounds) == 2 else f"before {bounds[-1]}"
+    raise RunFailed(
+        f"{request.tables.bars.table}: no rows for {', '.join(missing)} at timeframe {request.timeframe} "
+        f"{when}{known}; nothing was written"
+    )
+
+
+def _fallback(request: DatabaseRequest, reason: RunFailed) -> StageResult:
+    """Made-up bars instead; RunFailed where they are not wanted, or real ones were begun or are there."""
+    out, parts = request.out, spool_folder(request.out)
+    if request.require_real:
+        raise RunFailed(f"{reason}; real data are required (--require-real), nothing was written")
+    if request.update is not None:
+        raise RunFailed(f"{reason}; {request.update} cannot be updated, nothing was written")
+    if parts.is_dir() and any(parts.iterdir()):
+        raise RunFailed(
+            f"{reason}; {parts} holds a part of the real data, so no made-up bars take their place: run it "
+            "again when the database is back, or remove that folder"
+        )
+    if is_store(out) and (source := read_header(out)["source"]) != FALLBACK:
+        raise RunFailed(
+            f"{reason}; {out} holds bars of source {source}, which made-up ones do not replace; "
+            "nothing was written"
+        )
+    _shout(
+        f"NO REAL DATA: {reason}. Staging {FALLBACK_BARS:,} MADE-UP bars per symbol instead "
+        f"(data_source: {FALLBACK}); no result from them says anything about a market. "
+        "--require-real refuses this."
+    )
+    return stage_synthetic(
+        out,
+        symbols=request.symbols,
+        bars=FALLBACK_BARS,
+        calendar=request.calendar,
+        bar_seconds=request.bar_seconds,
+        source=FALLBACK,
+    )
+
+
+def _shout(text: str) -> None:
+    """A red line on stderr, in a job's log, too; plain where NO_COLOR is set."""
+    plain = bool(os.environ.get("NO_COLOR"))
+    print(text if plain else f"\033[1;31m{text}\033[0m", file=sys.stderr, flush=True)
