@@ -98,7 +98,8 @@ class Build:
         self._span, self._sessions, self._grid = (first_ns, last_ns), sessions, None
 
     def add(self, raw: RawBars) -> SymbolBars:
-        """Lay one symbol on the calendar and write it. HpcrlError: its bars are not the calendar's."""
+        """Lay one symbol on the calendar and write it; uses ``raw`` up. HpcrlError: its bars are not the
+        calendar's."""
         first, last = int(raw.ts[0]), int(raw.ts[-1])
         if self._span is None or not (self._span[0] <= first and last <= self._span[1]):
             known = self._span or (first, last)
@@ -106,7 +107,6 @@ class Build:
         check_coverage(raw.symbol, raw.ts, self._sessions)
         self._grid = self._grid or self._sessions.grid()  # may be large: only after the check
         bars, own, aside = lay(raw, self._grid, self.options.bar_seconds, self.options.features)
-        del raw
         what = f"not on the {self.options.calendar} {self.options.bar_seconds} s grid"
         self.dropped.add("off_grid", place_rows(aside), self.files, what)
         self.writer.add(bars, feature_columns(bars, own, self.options.computed))

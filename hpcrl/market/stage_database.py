@@ -10,10 +10,15 @@ import os
 import sys
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 from hpcrl.config.secrets import Secrets, check_key, conninfo
+from hpcrl.market.align import present_columns
+from hpcrl.market.bars import SymbolBars
 from hpcrl.market.build import Build, StageResult, prepare_output
 from hpcrl.market.clean import iso
+from hpcrl.market.compare import check_names, compare_indicators
+from hpcrl.market.quality import add_indicators
 from hpcrl.market.read_rows import Rows
 from hpcrl.market.request import DatabaseRequest
 from hpcrl.market.source import Source, Span, Unreachable
@@ -81,6 +86,7 @@ def spool_folder(out: Path) -> Path:
 def _check(request: DatabaseRequest) -> tuple[Path, Span]:
     """All that can be refused before any connection."""
     _ = request.options
+    check_names(request.tables.indicators.names)
     inputs = [] if request.update is None else [request.update]
     return prepare_output(request.out, inputs), read_span(request.start, request.end)
 
@@ -135,10 +141,26 @@ def _stage(source: Source, request: DatabaseRequest, span: Span, update: Update 
             bars = build.add(raw)
             # Rows up to the last bar, so that an update can ask whether there are still as many.
             received[symbol] = counted - int((raw.ts > bars.ts[-1]).sum())
+            del raw
+            if request.indicators:
+                _compare(source, request, bars, spans.get(symbol, span), build.report)
         rows.bad.refuse(table, rows.read)
         if update is not None:
             build.report["update"] = update.summary()
         return build.finish(rows.read)
+
+
+def _compare(
+    source: Source, request: DatabaseRequest, bars: SymbolBars, span: Span, report: dict[str, Any]
+) -> None:
+    """The database's indicators against recomputed ones, where it has any."""
+    names = source.indicator_names(bars.symbol, span)
+    if names:
+        given = ((name, *source.indicator(bars.symbol, name, span)) for name in names)
+        ts_R = bars.ts if bool(bars.present.all()) else bars.ts[bars.present]
+        mapped = request.tables.indicators.names
+        found = compare_indicators(present_columns(bars), ts_R, given, mapped)
+        add_indicators(report, bars.symbol, found)
 
 
 def _check_symbols(source: Source, request: DatabaseRequest, span: Span) -> None:
