@@ -151,7 +151,7 @@ def feature_columns(bars: SymbolBars, own: dict[str, np.ndarray], computed: bool
     """
     whole = bool(bars.present.all())
     # Row 0 is present, so every bar has a last one.
-    last_B = None if whole else np.cumsum(bars.present) - 1
+    last_B = None if whole else np.cumsum(bars.present, dtype=np.int32) - 1
     for value_R in chain(_computed(bars) if computed else (), _own(bars.symbol, own)):
         yield value_R if last_B is None else value_R[last_B]
 
@@ -164,7 +164,8 @@ def present_columns(bars: SymbolBars) -> Columns:
 
 
 def _computed(bars: SymbolBars) -> Iterator[np.ndarray]:
-    split_R = bars.split if bool(bars.present.all()) else bars.split[bars.present]
+    whole_or_none = bool(bars.present.all()) or not (bars.split != 1.0).any()
+    split_R = bars.split[: int(bars.present.sum())] if whole_or_none else bars.split[bars.present]
     return computed_columns(present_columns(bars), split_R, bars.symbol)
 
 
