@@ -1,34 +1,78 @@
-"""``hpcrl stage``: from a source of bars to one immutable HDF5 file."""
+"""``hpcrl stage``: from a source of bars to one immutable HDF5 file, and from files to a database.
+
+Verbs that know secrets (Supabase's key, a password) show no error that holds one.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import json
+import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from hpcrl.cli_options import Json
+from hpcrl.types import HpcrlError, RunFailed
+
+if TYPE_CHECKING:  # pydantic and numpy: not for --help
+    from hpcrl.config.secrets import Secrets
+    from hpcrl.market.request import DatabaseRequest
 
 stage_app = typer.Typer(no_args_is_help=True, help="Stage market bars into one immutable HDF5 file.")
 
 Out = Annotated[Path, typer.Option("--out", help="HDF5 file to make.")]
+Symbols = Annotated[str, typer.Option(help="A,B,...; default: those of --update, else the six of synthetic.")]
+Timeframe = Annotated[str, typer.Option(help="The database's name of the bars' length.")]
+Start = Annotated[
+    str | None, typer.Option(metavar="DATE", help="Its midnight UTC; or an ISO stamp (without a zone: UTC).")
+]
+End = Annotated[
+    str | None,
+    typer.Option(metavar="DATE", help="Its whole day UTC; or an ISO stamp (exclusive). Default: now."),
+]
+TablesFile = Annotated[
+    Path | None,
+    typer.Option("--tables", metavar="YAML", help="Names of tables and columns: yaml/tables.yaml."),
+]
+Features = Annotated[str, typer.Option(help="Further columns or indicators as features: a,b")]
+Calendar = Annotated[str, typer.Option(help="Exchange calendar, or 24/7.")]
+Timezone = Annotated[str | None, typer.Option(help="Zone of timestamps that carry none.")]
+Adjusted = Annotated[str, typer.Option(help="unknown, unadjusted, splits or splits_dividends.")]
+Strict = Annotated[bool, typer.Option("--strict", help="Reject what would be dropped or flagged.")]
+RequireReal = Annotated[
+    bool, typer.Option("--require-real", help="Fail rather than make up bars where there is no database.")
+]
+Update = Annotated[
+    Path | None,
+    typer.Option("--update", metavar="OLD.h5", help="Fetch what is new since this file was staged."),
+]
+Indicators = Annotated[
+    bool, typer.Option("--indicators/--no-indicators", help="Compare the table of indicators with our own.")
+]
+Coverage = Annotated[
+    bool, typer.Option("--coverage/--no-coverage", help="Draw what is there: a PNG beside the file.")
+]
+Dsn = Annotated[
+    str | None,
+    typer.Option("--dsn", help="Connection string without a password; default: DATABASE_URL."),
+]
 
 
 @stage_app.command("files")
 def stage_files(
     path: Annotated[Path, typer.Option("--path", help="A CSV or Parquet file, or a folder of them.")],
     out: Out,
-    calendar: Annotated[str, typer.Option(help="Exchange calendar, or 24/7.")] = "XNYS",
+    calendar: Calendar = "XNYS",
     bar_seconds: Annotated[int, typer.Option(help="Seconds of a bar.")] = 300,
     features: Annotated[str, typer.Option(help="Further numeric columns as features: a,b")] = "",
     symbols: Annotated[str, typer.Option(help="Only these symbols: A,B")] = "",
-    timezone: Annotated[str | None, typer.Option(help="Zone of timestamps that carry none.")] = None,
+    timezone: Timezone = None,
     computed: Annotated[bool, typer.Option(help="Compute the built-in features.")] = True,
-    price_adjustment: Annotated[
-        str, typer.Option(help="unknown, unadjusted, splits or splits_dividends.")
-    ] = "unknown",
-    strict: Annotated[bool, typer.Option("--strict", help="Reject what would be dropped.")] = False,
+    price_adjustment: Adjusted = "unknown",
+    strict: Strict = False,
     as_json: Json = False,
 ) -> None:
     """CSV and Parquet: columns timestamp, symbol, open, high, low, close, volume."""
@@ -76,6 +120,135 @@ def stage_planted(
     from hpcrl.market.stage import stage_planted as run
 
     _print_staged(run(out, task, bars=bars, paths=paths, seed=seed), as_json)
+
+
+@stage_app.command("supabase")
+def stage_supabase(
+    out: Out,
+    symbols: Symbols = "",
+    timeframe: Timeframe = "5Min",
+    start: Start = None,
+    end: End = None,
+    tables: TablesFile = None,
+    features: Features = "",
+    calendar: Calendar = "XNYS",
+    timezone: Timezone = None,
+    price_adjustment: Adjusted = "unknown",
+    strict: Strict = False,
+    require_real: RequireReal = False,
+    update: Update = None,
+    indicators: Indicators = True,
+    coverage: Coverage = True,
+    connections: Annotated[int, typer.Option(min=1, max=64, help="Symbols fetched at once.")] = 4,
+    requests_per_second: Annotated[float, typer.Option(min=0.01, max=1e6, help="Of all of them.")] = 20.0,
+    patience: Annotated[
+        float, typer.Option(min=0, max=1e9, metavar="SECONDS", help="To wait for a server that fails.")
+    ] = 300.0,
+    page_rows: Annotated[
+        int, typer.Option(min=2, help="Asked for at a time; the server may give less.")
+    ] = 10000,
+    as_json: Json = False,
+) -> None:
+    """Over PostgREST: SUPABASE_URL and SUPABASE_SERVICE_ROLE_KEY from the environment or .env.
+
+    Complete, or an error; run again, it goes on where it was. Without a database, or with an empty one,
+    1,000 made-up bars per symbol, said in red and stamped, unless --require-real.
+    """
+    from hpcrl.config.secrets import SUPABASE
+
+    request = _request(tables, symbols, features, out=out, timeframe=timeframe, start=start, end=end,
+                       calendar=calendar, timezone=timezone, price_adjustment=price_adjustment, strict=strict,
+                       require_real=require_real, update=update, indicators=indicators, coverage=coverage,
+                       connections=connections, requests_per_second=requests_per_second,
+                       patience_seconds=patience, page_rows=page_rows)  # fmt: skip
+    with _secrets(SUPABASE) as secrets, _progress(request) as request:
+        from hpcrl.market.stage_database import stage_supabase as run
+
+        result = run(secrets, request)
+    _print_staged(result, as_json)
+
+
+@stage_app.command("postgres")
+def stage_postgres(
+    out: Out,
+    dsn: Dsn = None,
+    symbols: Symbols = "",
+    timeframe: Timeframe = "5Min",
+    start: Start = None,
+    end: End = None,
+    tables: TablesFile = None,
+    features: Features = "",
+    calendar: Calendar = "XNYS",
+    timezone: Timezone = None,
+    price_adjustment: Adjusted = "unknown",
+    strict: Strict = False,
+    require_real: RequireReal = False,
+    update: Update = None,
+    indicators: Indicators = True,
+    coverage: Coverage = True,
+    as_json: Json = False,
+) -> None:
+    """By COPY, for millions of bars: DATABASE_URL, or --dsn and PGPASSWORD (environment, .env) or ~/.pgpass.
+
+    One snapshot, complete or an error. Without a database, or with an empty one: as supabase.
+    """
+    from hpcrl.config.dsn import check_dsn
+    from hpcrl.config.secrets import POSTGRES
+
+    if dsn is not None:
+        check_dsn(dsn)
+    request = _request(tables, symbols, features, out=out, timeframe=timeframe, start=start, end=end,
+                       calendar=calendar, timezone=timezone, price_adjustment=price_adjustment, strict=strict,
+                       require_real=require_real, update=update, indicators=indicators,
+                       coverage=coverage)  # fmt: skip
+    with _secrets(POSTGRES) as secrets, _progress(request) as request:
+        from hpcrl.market.stage_database import stage_postgres as run
+
+        result = run(secrets, dsn, request)
+    _print_staged(result, as_json)
+
+
+def _request(tables: Path | None, symbols: str, features: str, **options: Any) -> DatabaseRequest:
+    from hpcrl.config.load_tables import load_tables
+    from hpcrl.market.request import DatabaseRequest
+
+    request = DatabaseRequest(
+        tables=load_tables(tables), symbols=_names(symbols), features=_names(features), **options
+    )
+    _ = request.options  # what is wrong with the words comes before what is wrong with the world
+    return request
+
+
+@contextlib.contextmanager
+def _secrets(names: Sequence[str]) -> Iterator[Secrets]:
+    """The secrets of this folder; whatever goes wrong meanwhile is told without them."""
+    from hpcrl.config.secrets import read_secrets, redact
+
+    secrets = read_secrets(Path.cwd(), names=names)
+    try:
+        yield secrets
+    except HpcrlError as error:
+        kind = RunFailed if error.exit_code == RunFailed.exit_code else HpcrlError
+        raise kind(redact(str(error), secrets)) from None
+    except OSError as error:
+        where = f"{str(error.filename)[:200]}: " if error.filename else ""
+        raise RunFailed(redact(f"{where}{error.strerror or error}", secrets)) from None
+    except Exception:  # a bug of ours: its traceback is of use, what libraries put into it may be secret
+        import traceback
+
+        print(redact(traceback.format_exc(), secrets), file=sys.stderr, flush=True)
+        sys.exit(1)
+
+
+@contextlib.contextmanager
+def _progress(request: DatabaseRequest) -> Iterator[DatabaseRequest]:
+    """The request with somebody who watches the rows arrive."""
+    from dataclasses import replace
+
+    from hpcrl.market.progress import show_progress
+
+    with show_progress() as progress:
+        yield replace(request, progress=progress)
 
 
 def _print_staged(result, as_json: bool) -> None:

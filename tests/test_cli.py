@@ -11,7 +11,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from hpcrl import cli
 from hpcrl.market.stage import stage_synthetic
+from hpcrl.types import HpcrlError, RunFailed
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -123,6 +125,124 @@ def test_bad_usage_is_one_line_and_exit_code_2(hpcrl, local, arguments, part):
     code, _, err = hpcrl(*arguments)
     assert code == 2 and part in err and err.count("\n") == 1, err
     assert sorted(p.name for p in local.iterdir()) == ["yaml"]
+
+
+SUPABASE = ["stage", "supabase", "--out", "m.h5"]
+POSTGRES = ["stage", "postgres", "--out", "m.h5"]
+
+
+@pytest.fixture
+def bare(hpcrl, tmp_path, monkeypatch):
+    """``hpcrl`` without any secret in its environment."""
+    for name in ("SUPABASE_URL", "SUPABASE_SERVICE_ROLE_KEY", "DATABASE_URL", "PGPASSWORD", "NO_COLOR"):
+        monkeypatch.delenv(name, raising=False)
+    (tmp_path / "tables.yaml").write_text("bars: {tabel: candles}")
+    return hpcrl
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        ([*SUPABASE, "--timeframe", "5min"], "known: 1Min, 5Min, 15Min, 30Min, 1Hour, 1Day"),
+        ([*POSTGRES, "--timeframe", "weekly"], "known: 1Min, 5Min, 15Min, 30Min, 1Hour, 1Day"),
+        ([*SUPABASE, "--start", "yesterday"], "--start 'yesterday' is no date: write YYYY-MM-DD"),
+        ([*POSTGRES, "--end", "2026-02-30"], "--end '2026-02-30' is no date"),
+        (
+            [*SUPABASE, "--start", "2026-01-06", "--end", "2026-01-05"],
+            "is not after --start 2026-01-06 (in UTC",
+        ),
+        (
+            [*SUPABASE, "--tables", "tables.yaml"],
+            "unknown key bars.tabel = 'candles'; nearest valid key: bars.table",
+        ),
+        ([*POSTGRES, "--tables", "none.yaml"], "none.yaml: cannot be read"),
+        ([*SUPABASE, "--price-adjustment", "some"], "allowed: unknown, unadjusted, splits"),
+        ([*SUPABASE, "--features", "a,a"], "feature a is given twice"),
+        ([*SUPABASE, "--symbols", "A,B,A"], "symbol A is given twice"),
+        ([*SUPABASE, "--timezone", "Mars"], "Mars"),
+        ([*SUPABASE, "--update", "none.h5"], "none.h5"),
+        ([*POSTGRES, "--dsn", "postgresql://u:canary@h/db"], "--dsn holds a password"),
+        ([*POSTGRES, "--dsn", "host=h canary"], "--dsn is no connection string"),
+        (["stage", "supabase", "--out", "."], "a folder"),
+    ],
+)
+def test_bad_questions_to_a_database_are_one_line_and_exit_code_2(bare, tmp_path, arguments, part):
+    code, out, err = bare(*arguments)
+    assert code == 2 and part in err and err.count("\n") == 1 and "canary" not in err and not out, err
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["tables.yaml"]
+
+
+@pytest.mark.parametrize(
+    ("verb", "environ", "part"),
+    [
+        ("supabase", {"SUPABASE_URL": "http://127.0.0.1:9"}, "but SUPABASE_SERVICE_ROLE_KEY is not"),
+        ("supabase", {"SUPABASE_SERVICE_ROLE_KEY": "canary"}, "but SUPABASE_URL is not"),
+        (
+            "supabase",
+            {"SUPABASE_URL": "http://127.0.0.1:9", "SUPABASE_SERVICE_ROLE_KEY": "sb_publishable_canary"},
+            "row level security",
+        ),
+        (
+            "supabase",
+            {"SUPABASE_URL": "https://u:canary@h", "SUPABASE_SERVICE_ROLE_KEY": "canary"},
+            "holds a user or password",
+        ),
+        ("postgres", {"DATABASE_URL": "mysql://u:canary@h/db"}, "DATABASE_URL is no connection string"),
+    ],
+)
+def test_secrets_that_cannot_work_are_refused_unseen(bare, tmp_path, monkeypatch, verb, environ, part):
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+    code, out, err = bare("stage", verb, "--out", "m.h5")
+    assert code == 2 and part in err and err.count("\n") == 1 and "canary" not in err and not out, err
+    assert not (tmp_path / "m.h5").exists()
+
+
+def test_a_readable_env_file_is_refused(bare, tmp_path):
+    (tmp_path / ".env").write_text("SUPABASE_URL=http://127.0.0.1:9\nSUPABASE_SERVICE_ROLE_KEY=canary\n")
+    (tmp_path / ".env").chmod(0o644)
+    code, _, err = bare(*SUPABASE)
+    assert code == 2 and "chmod 600" in err and "canary" not in err
+
+
+@pytest.mark.parametrize("verb", ["supabase", "postgres"])
+def test_without_a_database_made_up_bars_are_staged_in_red_or_refused(bare, tmp_path, verb):
+    options = ["--symbols", "A,B", "--calendar", "24/7", "--timeframe", "1Hour", "--json"]
+    code, _, err = bare("stage", verb, "--out", "m.h5", *options, "--require-real")
+    assert code == 1 and "--require-real" in err and not (tmp_path / "m.h5").exists()
+    code, out, err = bare("stage", verb, "--out", "m.h5", *options)
+    assert code == 0 and err.startswith("\033[1;31mNO REAL DATA") and "synthetic-fallback" in err
+    found = json.loads(out)["report"]
+    assert found["source"] == "synthetic-fallback" and found["bar_seconds"] == 3600
+    assert {symbol: counts["tradable"] for symbol, counts in found["symbols"].items()} == {
+        "A": 1000,
+        "B": 1000,
+    }
+
+
+@pytest.mark.parametrize(
+    ("raised", "code"),
+    [
+        (RunFailed("key canary refused"), 1),
+        (HpcrlError("canary"), 2),
+        (OSError(5, "canary", "canary"), 1),
+        (ValueError("header canary"), 1),
+    ],
+)
+def test_no_error_of_a_staging_shows_a_secret(bare, monkeypatch, capsys, raised, code):
+    from hpcrl.market import stage_database
+
+    def fail(secrets, request):
+        raise raised
+
+    monkeypatch.setenv("SUPABASE_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("SUPABASE_SERVICE_ROLE_KEY", "canary")
+    monkeypatch.setattr(stage_database, "stage_supabase", fail)
+    monkeypatch.setattr(sys, "argv", ["hpcrl", *SUPABASE])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    shown = capsys.readouterr()
+    assert end.value.code == code and "canary" not in shown.out + shown.err and "***" in shown.err
 
 
 def test_training_mode_single_refuses_several_ranks(hpcrl, local, monkeypatch):

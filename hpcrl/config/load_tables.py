@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -26,18 +25,3 @@ def load_tables(path: Path | None) -> Tables:
         return Tables.model_validate(tree)
     except ValidationError as error:
         raise HpcrlError(explain(error.errors(), [layer], layer.origin, Tables)) from None
-
-
-def timeframe_seconds(tables: Tables, timeframe: str) -> int:
-    """Seconds of a bar of the database's ``timeframe``; HpcrlError lists those known."""
-    seconds = tables.timeframes.get(timeframe)
-    if seconds is None:
-        known = ", ".join(tables.timeframes)
-        spelt = {name.casefold(): name for name in tables.timeframes}
-        close = difflib.get_close_matches(timeframe.casefold(), spelt, n=1, cutoff=0.4)
-        nearest = f"; nearest: {spelt[close[0]]}" if close else ""
-        raise HpcrlError(
-            f"timeframe {timeframe!r} is not known{nearest}; known: {known} "
-            "(add your database's own under `timeframes:` of a --tables file)"
-        )
-    return seconds

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from hpcrl.config.load_tables import load_tables, timeframe_seconds
+from hpcrl.config.load_tables import load_tables
 from hpcrl.config.tables import Tables
 from hpcrl.types import HpcrlError
 
@@ -57,12 +57,3 @@ def test_a_mistake_names_file_key_and_what_is_right(tmp_path, text, parts):
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(HpcrlError, match=r"none\.yaml: cannot be read"):
         load_tables(tmp_path / "none.yaml")
-
-
-def test_a_timeframe_has_its_seconds_and_an_unknown_one_names_those_known():
-    assert timeframe_seconds(Tables(), "5Min") == 300
-    assert timeframe_seconds(Tables(timeframes={"M5": 300}), "M5") == 300
-    with pytest.raises(HpcrlError, match=r"'5min' is not known; nearest: 5Min; known: 1Min, 5Min, 15Min"):
-        timeframe_seconds(Tables(), "5min")
-    with pytest.raises(HpcrlError, match="'weekly' is not known; known: M5 "):
-        timeframe_seconds(Tables(timeframes={"M5": 300}), "weekly")
