@@ -213,7 +213,7 @@ def _meta(
         "sessions_per_year": periods,
         "sharpe_standard_error": sharpe_error(sessions, periods),
         "data": {"sha256": market.sha256, "source": market.source, "not_the_runs": other},
-        "synthetic": "synthetic" in market.source or "planted" in market.source,
+        "synthetic": market.made_up,
         "accounts": [market.symbols[s] for s in plan.symbol_N] if env.assets == "single" else ["all"],
         "symbols": list(market.symbols),
         "symbols_left_out": [market.symbols[s] for s in plan.left_out],

@@ -17,6 +17,7 @@ from hpcrl.config.root import Config, live_changes
 from hpcrl.storage.run_dir import RunDir
 from hpcrl.types import HpcrlError
 from hpcrl.world.ranks import Ranks, check_size, read_ranks
+from hpcrl.world.tell import red
 
 if TYPE_CHECKING:
     from hpcrl.market.dataset import Market
@@ -159,6 +160,8 @@ def _train(world: World, config: Config, run: RunDir | None, request: Request, s
         trainer = resume(world, config, market, run, manager, console)
     if config.env.fill_lag == 0:
         console.say(f"WARNING: {HINDSIGHT}")
+    if market.made_up:
+        console.say(red(f"NO REAL DATA: the bars of {config.market.path} are made up ({market.source})"))
     for line in left_out(market, config):
         console.say(line)
     log = all_or_none(world, lambda: MetricsFile(run.metrics, trainer.epoch) if world.is_main else None)

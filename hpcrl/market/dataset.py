@@ -50,6 +50,11 @@ class Market:
     validation_fraction: float = 0.15
 
     @property
+    def made_up(self) -> bool:
+        """Whether the bars are no market's: no claim of performance follows from them."""
+        return self.source.startswith(("synthetic", "planted"))
+
+    @property
     def n_bars(self) -> int:
         return len(self.ts_B)
 

@@ -6,7 +6,6 @@ real bars. Secrets stay in the source; nothing of them reaches the file or a mes
 
 from __future__ import annotations
 
-import os
 import sys
 from contextlib import closing
 from pathlib import Path
@@ -28,6 +27,7 @@ from hpcrl.market.store import is_store, read_header
 from hpcrl.market.synthetic import SYMBOLS
 from hpcrl.market.update import Update
 from hpcrl.types import RunFailed
+from hpcrl.world.tell import red
 
 FALLBACK = "synthetic-fallback"
 """The ``source`` of made-up bars that stand in for a database's; it is stamped on all that comes of them."""
@@ -194,11 +194,12 @@ def _fallback(request: DatabaseRequest, reason: RunFailed) -> StageResult:
             f"{reason}; {out} holds bars of source {source}, which made-up ones do not replace; "
             "nothing was written"
         )
-    _shout(
+    shout = (
         f"NO REAL DATA: {reason}. Staging {FALLBACK_BARS:,} MADE-UP bars per symbol instead "
         f"(data_source: {FALLBACK}); no result from them says anything about a market. "
         "--require-real refuses this."
     )
+    print(red(shout), file=sys.stderr, flush=True)
     return stage_synthetic(
         out,
         symbols=request.symbols,
@@ -207,9 +208,3 @@ def _fallback(request: DatabaseRequest, reason: RunFailed) -> StageResult:
         bar_seconds=request.bar_seconds,
         source=FALLBACK,
     )
-
-
-def _shout(text: str) -> None:
-    """A red line on stderr, in a job's log, too; plain where NO_COLOR is set."""
-    plain = bool(os.environ.get("NO_COLOR"))
-    print(text if plain else f"\033[1;31m{text}\033[0m", file=sys.stderr, flush=True)

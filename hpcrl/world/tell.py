@@ -36,3 +36,8 @@ def tell(error: HpcrlError, rank: int = 0, size: int = 1, launcher: str = "none"
     print(f"error: {prefix}{error}", file=sys.stderr, flush=True)
     if rank == 0 and size > 1 and launcher == "slurm":
         time.sleep(_LINGER_SECONDS)
+
+
+def red(text: str) -> str:
+    """``text`` in red, also where no terminal is: in a job's log it is seen too. Plain where NO_COLOR is set."""
+    return text if os.environ.get("NO_COLOR") else f"\033[1;31m{text}\033[0m"
