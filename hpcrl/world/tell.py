@@ -39,5 +39,5 @@ def tell(error: HpcrlError, rank: int = 0, size: int = 1, launcher: str = "none"
 
 
 def red(text: str) -> str:
-    """``text`` in red, also where no terminal is: in a job's log it is seen too. Plain where NO_COLOR is set."""
+    """``text`` in red, also where no terminal is: a job's log is read, too. Plain where NO_COLOR is set."""
     return text if os.environ.get("NO_COLOR") else f"\033[1;31m{text}\033[0m"
