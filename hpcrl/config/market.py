@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field, model_validator
 
 from hpcrl.config.base import Mistake, Section
@@ -14,6 +16,8 @@ class MarketConfig(Section):
     """Symbols to use; empty: all of the file, in its order."""
     features: tuple[str, ...] = ()
     """Features to use; empty: all of the file, in its order."""
+    local_copy: Literal["auto", "never"] = "auto"
+    """auto: in a Slurm job with a local SLURM_TMPDIR or TMPDIR, read a checked copy of the file there."""
     train_fraction: float = Field(0.70, gt=0, lt=1)
     validation_fraction: float = Field(0.15, ge=0, lt=1)
     """The rest is the sealed test split."""

@@ -23,6 +23,7 @@ LIVE_KEYS = (
     "checkpoint",
     "monitor",
     "market.path",
+    "market.local_copy",
     "engine.device",
 )
 """Keys and sections that a resumed run may change; the data set itself is compared by its hash."""

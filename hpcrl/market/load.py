@@ -8,6 +8,7 @@ from typing import Any
 from hpcrl.config.market import MarketConfig
 from hpcrl.market.bars import SymbolBars
 from hpcrl.market.dataset import Market, assemble
+from hpcrl.market.local_copy import local_copy
 from hpcrl.market.store import read_store
 from hpcrl.types import HpcrlError
 
@@ -22,7 +23,7 @@ def load_symbols(
     config: MarketConfig,
 ) -> tuple[list[SymbolBars], tuple[str, ...], list[int], dict[str, Any]]:
     """(chosen symbols as stored, names of the chosen features, their columns, header); as ``load_market``."""
-    bars, header = read_store(config.path)
+    bars, header = read_store(local_copy(config.path) if config.local_copy == "auto" else config.path)
     symbols = _choose("symbol", config.symbols, list(bars), config.path)
     names = _choose("feature", config.features, header["feature_names"], config.path)
     columns = [header["feature_names"].index(name) for name in names]
