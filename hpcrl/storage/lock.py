@@ -1,4 +1,4 @@
-"""One training process at a time in a run folder, as far as the file system can tell.
+"""One process at a time in a folder (a run, a staging), as far as the file system can tell.
 
 ``flock`` is released by the kernel when its holder dies, so a killed run leaves nothing to clean up. Where a
 file system has no locks, nothing is held: this guards against a mistake at the keyboard, it is no fence
@@ -20,8 +20,11 @@ from hpcrl.types import HpcrlError
 _HELD = (errno.EAGAIN, errno.EACCES)
 
 
-def hold(path: Path) -> TextIO:
-    """Lock ``path`` for as long as the returned file stays open; HpcrlError naming who holds it."""
+def hold(path: Path, doing: str = "trained") -> TextIO:
+    """Lock ``path`` for as long as the returned file stays open; HpcrlError naming who holds it.
+
+    ``doing``: what its holder does to the folder.
+    """
     try:
         file = path.open("a+")
     except OSError as error:
@@ -34,7 +37,7 @@ def hold(path: Path) -> TextIO:
         file.seek(0)
         holder = file.read().strip() or "another process"
         file.close()
-        raise HpcrlError(f"{path.parent} is being trained by {holder}; stop that first") from None
+        raise HpcrlError(f"{path.parent} is being {doing} by {holder}; stop that first") from None
     file.truncate(0)
     file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
     file.flush()
