@@ -266,3 +266,19 @@ def test_tools_are_the_same_commands():
             [sys.executable, ROOT / f"tools/{tool}.py", "--help"], capture_output=True, text=True, timeout=60
         )
         assert done.returncode == 0 and word in done.stdout
+
+
+def test_stage_data_is_stage_supabase_unless_a_verb_is_named(tmp_path):
+    import subprocess
+
+    environ = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    options = ["--symbols", "A", "--timeframe", "fortnightly", "--out", "m.h5"]
+    errors = []
+    for verb in ([], ["supabase"]):
+        done = subprocess.run(
+            [sys.executable, ROOT / "tools/stage_data.py", *verb, *options],
+            cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=60,
+        )  # fmt: skip
+        assert done.returncode == 2
+        errors.append(done.stderr)
+    assert "timeframe 'fortnightly' is not known" in errors[0] and errors[0] == errors[1]
