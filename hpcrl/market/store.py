@@ -17,6 +17,7 @@ import io
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -305,10 +306,14 @@ def read_header(path: str | Path) -> dict[str, Any]:
 
 
 def _read_symbols(file: h5py.File, header: dict[str, Any], path: Path) -> Iterator[SymbolBars]:
-    digests: dict[str, str] = {}
-    for symbol in header["symbols"]:
-        yield _read_symbol(file, symbol, digests)
-    found = contents_hash(header, digests)
+    digests = {}
+    # Hashing takes as long as reading: a symbol is hashed while the next one is read.
+    with ThreadPoolExecutor(1) as hasher:
+        for symbol in header["symbols"]:
+            arrays = _read_symbol(file, symbol)
+            digests[symbol] = hasher.submit(_digest, arrays)
+            yield SymbolBars(symbol=symbol, **{**arrays, "features": arrays["features"].T})
+        found = contents_hash(header, {symbol: each.result() for symbol, each in digests.items()})
     if found != header["sha256"]:
         raise HpcrlError(
             f"{path}: contents do not match their sha256 (they hash to {found[:12]}, the header says "
@@ -331,16 +336,17 @@ def _read_header(file: h5py.File, path: Path) -> dict[str, Any]:
     return header
 
 
-def _read_symbol(file: h5py.File, symbol: str, digests: dict[str, str]) -> SymbolBars:
+def _read_symbol(file: h5py.File, symbol: str) -> dict[str, np.ndarray]:
     group = file[f"symbols/{_group_name(symbol)}"]
-    digest, arrays = hashlib.sha256(), {}
-    for name in ARRAYS:
-        array = group[name][...]
+    return {name: group[name][...] for name in ARRAYS}
+
+
+def _digest(arrays: Mapping[str, np.ndarray]) -> str:
+    digest = hashlib.sha256()
+    for name, array in arrays.items():
         digest.update(f"{name} {array.dtype.str} {array.shape}\n".encode())
         digest.update(array.view(np.uint8).data if array.size else b"")
-        arrays[name] = array
-    digests[symbol] = digest.hexdigest()
-    return SymbolBars(symbol=symbol, **{**arrays, "features": arrays["features"].T})
+    return digest.hexdigest()
 
 
 def _short(error: BaseException) -> str:
