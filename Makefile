@@ -64,4 +64,4 @@ learn: $(VENV)/ready  ## what the agent learns of what can be learnt: docs/learn
 peers: .venv-peers/ready  ## an environment of their own for the packages we are compared with (bench env)
 
 clean:  ## remove the environments, staged data and caches; run folders stay
-	rm -rf $(VENV) .venv-peers build *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis data/*.h5 data/*.report.json
+	rm -rf $(VENV) .venv-peers build *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis data/*.h5 data/*.report.json data/*.coverage.png data/.*.parts
