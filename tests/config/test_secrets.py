@@ -276,6 +276,9 @@ def test_redact_hides_every_spelling():
         assert part not in text, text
     assert "postgresql://me:***@h/db" in text and text.count("***") == len(shown)
     assert redact("nothing to hide in the database", Secrets()) == "nothing to hide in the database"
+    token = key(role="service_role")
+    signature = token.get_secret_value().rpartition(".")[2]
+    assert redact(f"bad signature {signature}", Secrets(supabase_key=token)) == "bad signature ***"
     foreign = Secrets(database_url=SecretStr(f"mysql://u:{CANARY}@h"))
     assert CANARY not in redact(f"cannot use mysql://u:{CANARY}@h nor {CANARY}", foreign)
 
