@@ -17,6 +17,7 @@ from hpcrl.market.calendar import SECOND_NS
 from hpcrl.market.scaler import Scaler
 from hpcrl.market.sigma import known_sigma
 from hpcrl.market.splits import Split, cut
+from hpcrl.market.synthetic import made_up
 from hpcrl.market.tensors import MarketTensors
 from hpcrl.types import HpcrlError
 
@@ -52,7 +53,7 @@ class Market:
     @property
     def made_up(self) -> bool:
         """Whether the bars are no market's: no claim of performance follows from them."""
-        return self.source.startswith(("synthetic", "planted"))
+        return made_up(self.source)
 
     @property
     def n_bars(self) -> int:

@@ -20,6 +20,11 @@ SESSION_BARS = 78
 SESSIONS_A_YEAR = 252
 
 
+def made_up(source: str) -> bool:
+    """Whether bars of this source are no market's: a random walk or a planted market."""
+    return source.startswith(("synthetic", "planted"))
+
+
 def random_walk(
     symbol: str, bars: int, seed: int, calendar: str = "XNYS", bar_seconds: int = 300
 ) -> pd.DataFrame:
