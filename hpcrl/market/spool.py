@@ -87,9 +87,12 @@ class Spool:
                     path.unlink()
 
     def remove(self) -> None:
-        """The data set is written: nothing of this is needed any more."""
+        """The data set is written: nothing of this is needed any more. Also after ``close``."""
         self._close_parts()
-        if self._lock is not None:
+        if not self.folder.is_dir():
+            return
+        with contextlib.suppress(HpcrlError):  # another staging has begun meanwhile: then it is its own
+            self.open()
             shutil.rmtree(self.folder, ignore_errors=True)
         self.close()
 
@@ -164,7 +167,7 @@ class Part:
 
     def _in_order(self, end_ns: int | None) -> bool:
         """A machine that lost its power may leave zeros in the place of rows."""
-        last, coded = np.iinfo(np.int64).min, "codes" in self._about
+        last, coded = np.iinfo(np.int64).min, self._about.get("codes")
         for block in self._records():
             stamps = block["timestamp"]
             if stamps[0] < last or (np.diff(stamps) < 0).any():

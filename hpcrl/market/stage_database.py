@@ -62,7 +62,9 @@ def stage_supabase(secrets: Secrets, request: DatabaseRequest) -> StageResult:
         requests_per_second=request.requests_per_second,
         patience_seconds=request.patience_seconds,
     )
-    return stage_database(source, request, span)
+    result = stage_database(source, request, span)
+    source.remove_spool()
+    return result
 
 
 def stage_postgres(secrets: Secrets, dsn: str | None, request: DatabaseRequest) -> StageResult:

@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 
 import httpx
 from pydantic import SecretStr
-from tenacity import RetryCallState, Retrying, retry_if_exception_type, sleep_using_event, stop_before_delay
+from tenacity import RetryCallState, Retrying, retry_if_exception_type, sleep_using_event, stop_after_delay
 from tenacity.wait import wait_exponential, wait_random
 
 from hpcrl.market.source import Unreachable
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from postgrest import SyncRequestBuilder
 
 CONNECT_SECONDS, ANSWER_SECONDS = 10.0, 60.0
-FIRST_WAIT, LONGEST_WAIT = 0.5, 30.0
+FIRST_WAIT, LONGEST_WAIT = 0.25, 30.0
 FIRST_CONTACT_TRIES = 3
 _MINUS_ZERO = re.compile(rb"[:,\[\s]-0\s*[,}\]]")
 
@@ -152,7 +152,7 @@ class Rest:
         self._patiently(query, what, False)
 
     def _patiently(self, query: Any, what: str, reading: bool) -> Answer:
-        overtime = stop_before_delay(self._patience)
+        overtime = stop_after_delay(self._patience)
 
         def stop(state: RetryCallState) -> bool:
             no_contact = not self._reached and not _fault(state).contact
@@ -160,9 +160,13 @@ class Rest:
                 return True
             return self.stopping.is_set() or overtime(state)
 
+        def wait(state: RetryCallState) -> float:
+            asked = max(_grows(state), min(_fault(state).after, 2 * LONGEST_WAIT))
+            return min(asked, max(self._patience - (state.seconds_since_start or 0.0), 0.0))
+
         retrying = Retrying(
             retry=retry_if_exception_type(_Again),
-            wait=_wait,
+            wait=wait,
             stop=stop,
             sleep=sleep_using_event(self.stopping),
             reraise=True,
@@ -263,10 +267,6 @@ def _fault(state: RetryCallState) -> _Again:
     fault = state.outcome.exception() if state.outcome else None
     assert isinstance(fault, _Again), "nothing else is tried again"
     return fault
-
-
-def _wait(state: RetryCallState) -> float:
-    return max(_grows(state), min(_fault(state).after, 2 * LONGEST_WAIT))
 
 
 def _retry_after(response: httpx.Response) -> float:
