@@ -208,6 +208,15 @@ def stage_postgres(
     _print_staged(result, as_json)
 
 
+@stage_app.command("schema")
+def stage_schema(tables: TablesFile = None) -> None:
+    """SQL for tables that fit: hpcrl stage schema | psql "$DATABASE_URL", or into Supabase's SQL editor."""
+    from hpcrl.config.load_tables import load_tables
+    from hpcrl.market.schema import schema_sql
+
+    print(schema_sql(load_tables(tables)), end="")
+
+
 def _request(tables: Path | None, symbols: str, features: str, **options: Any) -> DatabaseRequest:
     from hpcrl.config.load_tables import load_tables
     from hpcrl.market.request import DatabaseRequest

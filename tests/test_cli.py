@@ -220,6 +220,14 @@ def test_without_a_database_made_up_bars_are_staged_in_red_or_refused(bare, tmp_
     }
 
 
+def test_stage_schema_prints_sql_for_the_names_of_a_file(bare, tmp_path):
+    (tmp_path / "mine.yaml").write_text("bars: {table: candles}\nindicators: {table: null}\n")
+    code, out, err = bare("stage", "schema", "--tables", "mine.yaml")
+    assert code == 0 and "candles" in out and "technical_indicators" not in out and not err
+    code, _, err = bare("stage", "schema", "--tables", "tables.yaml")
+    assert code == 2 and "bars.tabel" in err
+
+
 @pytest.mark.parametrize(
     ("raised", "code"),
     [
