@@ -18,12 +18,12 @@ from hpcrl.market.align import check_coverage, feature_columns, lay
 from hpcrl.market.bars import RawBars, SymbolBars
 from hpcrl.market.calendar import Grid, find_sessions
 from hpcrl.market.clean import Verdicts, place_rows
+from hpcrl.market.coverage import Sessions, draw_coverage, session_coverage
 from hpcrl.market.features import BURN_IN, FEATURES, definitions
 from hpcrl.market.options import StageOptions
 from hpcrl.market.quality import add_symbol, empty_report
 from hpcrl.market.store import StoreWriter, is_store
-from hpcrl.storage.atomic import check_output, fsync_folder, remove_dead_temporaries, to_json
-from hpcrl.storage.atomic import stage as stage_output
+from hpcrl.storage.atomic import Staged, check_output, fsync_folder, remove_dead_temporaries, stage, to_json
 from hpcrl.storage.revision import git_commit
 from hpcrl.types import HpcrlError
 
@@ -41,6 +41,10 @@ def report_path(out: Path) -> Path:
     return out.with_suffix(".report.json")
 
 
+def coverage_path(out: Path) -> Path:
+    return out.with_suffix(".coverage.png")
+
+
 def prepare_output(out: str | Path, inputs: list[Path]) -> Path:
     """HpcrlError, before any work, unless ``out`` is a new file or an older data set, and none of ``inputs``.
 
@@ -53,10 +57,17 @@ def prepare_output(out: str | Path, inputs: list[Path]) -> Path:
             f"{out}: exists and is no market file of `hpcrl stage`, so it is not written over; "
             "remove it or name another file"
         )
-    check_output(report_path(out), inputs)
+    beside = (report_path(out), coverage_path(out))
+    for each in beside:
+        check_output(each, inputs)
     if out.parent.is_dir():
-        remove_dead_temporaries(out.parent, {out.name, report_path(out).name})
+        remove_dead_temporaries(out.parent, {out.name, *(each.name for each in beside)})
     return out
+
+
+def stage_output(path: Path, content: bytes) -> Staged:
+    """``content`` under a temporary name beside ``path``."""
+    return stage(path, lambda file: file.write(content))
 
 
 class Build:
@@ -81,6 +92,7 @@ class Build:
         self.writer = StoreWriter(out, self._attributes())
         self._span: tuple[int, int] | None = None
         self._grid: Grid | None = None
+        self._coverage: dict[str, Sessions] = {}
         self._whole = contextlib.ExitStack()
 
     def __enter__(self) -> Build:
@@ -111,6 +123,8 @@ class Build:
         self.dropped.add("off_grid", place_rows(aside), self.files, what)
         self.writer.add(bars, feature_columns(bars, own, self.options.computed))
         add_symbol(self.report, bars, self._grid, self.options.price_adjustment)
+        if self.options.coverage:
+            self._coverage[bars.symbol] = session_coverage(bars, self._grid)
         return bars
 
     def finish(self, rows_read: int) -> StageResult:
@@ -128,14 +142,19 @@ class Build:
         self.writer.attributes["query"] = self.query
         report["sha256"] = self.writer.finish()
         # Written whole before the data file is renamed, and renamed after it: neither without the other.
-        text = to_json(report).encode()
-        staged = [stage_output(report_path(self.out), lambda file: file.write(text))]
+        beside = {report_path(self.out): to_json(report).encode()}
+        if options.coverage:
+            beside[coverage_path(self.out)] = draw_coverage(report, self._coverage)
         with contextlib.ExitStack() as discard:
-            for each in staged:
-                discard.callback(each.discard)
+            staged = []
+            for path, content in beside.items():
+                staged.append(stage_output(path, content))
+                discard.callback(staged[-1].discard)
             self._whole.close()
             for each in staged:
                 each.commit()
+            if not options.coverage:  # an older file's picture would belong to another data set
+                coverage_path(self.out).unlink(missing_ok=True)
         fsync_folder(self.out.parent)
         rows = {symbol: counts["present"] for symbol, counts in report["symbols"].items()}
         return StageResult(self.out, report, report_path(self.out), self.writer.sha256, rows)
