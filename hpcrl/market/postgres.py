@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any, NoReturn
 
 import numpy as np
 import psycopg
@@ -74,6 +75,9 @@ class Postgres:
         self._values: dict[str, Column] = {}
         self._indicators: dict[str, Column] | None = None  # wide: by name; long: ``name`` and ``value``
         self._long = False
+
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        raise TypeError("a source holds a password, and is not pickled")
 
     def open(self) -> None:
         self._connection = connection = connect(self._conninfo)
