@@ -12,10 +12,9 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from operator import itemgetter
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import numpy as np
 from pydantic import SecretStr
@@ -24,11 +23,10 @@ from hpcrl.config.secrets import check_key
 from hpcrl.config.tables import Tables
 from hpcrl.market.source import Columns, Progress, Span
 from hpcrl.market.spool import Part, Spool
+from hpcrl.market.supabase_fetch import Fetch, columns_of
 from hpcrl.market.supabase_http import Rest
-from hpcrl.market.supabase_pages import Query, Reader, quoted
-from hpcrl.market.supabase_rows import numbers, stamps
+from hpcrl.market.supabase_pages import Report, quoted
 from hpcrl.market.supabase_tables import Found, find_bars, find_indicators
-from hpcrl.types import HpcrlError
 
 MOST_SYMBOLS = 100
 """Looked up, one request each, for an error message."""
@@ -65,8 +63,8 @@ class Supabase:
         self._rest = Rest(url, key, connections, requests_per_second, patience_seconds)
         self._tables, self._timeframe, self._timezone = tables, timeframe, timezone
         self._features, self._wants_indicators = features, indicators
-        self._page_rows, self._connections = page_rows, connections
-        self._spool = Spool(spool)
+        self._connections = connections
+        self._fetcher = Fetch(self._rest, Spool(spool), timeframe, page_rows)
         self._found: dict[str, Found] = {}
         """bars and, where there are any, indicators."""
         self._empty = False
@@ -109,21 +107,21 @@ class Supabase:
         return None
 
     def count(self, symbol: str, span: Span) -> int:
-        query = self._query(self._found["bars"], symbol)
+        query = self._fetcher.query(self._found["bars"], symbol)
         return query.count(span, f"{symbol}, {query.table}")
 
     def prepare(self, wanted: dict[str, Span], progress: Progress) -> None:
-        self._spool.open()
+        spool = self._fetcher.spool
+        spool.open()
         jobs = [(kind, symbol, span) for kind in self._found for symbol, span in wanted.items()]
-        self._spool.keep_only([self._about(*job) for job in jobs])
+        spool.keep_only([self._fetcher.about(self._found[kind], name, span) for kind, name, span in jobs])
         fetches = [partial(self._fetch, *job, tell) for job, tell in _told(jobs, progress)]
         _run(fetches, self._connections, self._rest.stopping)
 
     def bars(self, symbol: str, span: Span) -> Iterator[Columns]:
         names = list(self._found["bars"].columns)
         for block in self._part("bars", symbol, span).blocks(span):
-            columns = {"timestamp": block["timestamp"].astype(np.int64)}
-            yield columns | {name: block["values"][:, at].copy() for at, name in enumerate(names)}
+            yield columns_of(block, names)
 
     def indicator_names(self, symbol: str, span: Span) -> list[str]:
         found = self._found.get("indicators")
@@ -133,82 +131,31 @@ class Supabase:
         return sorted(part.names if found.name else found.columns if part.rows else ())
 
     def indicator(self, symbol: str, name: str, span: Span) -> tuple[np.ndarray, np.ndarray]:
-        found = self._found.get("indicators")
-        pieces: list[np.ndarray] = []
-        part = self._part("indicators", symbol, span) if found is not None else None
-        if part is not None and found is not None and name in (part.names if found.name else found.columns):
-            code = part.names.index(name) if found.name else list(found.columns).index(name)
-            for block in part.blocks(span):
-                values = block["values"][:, 1 if found.name else code]
-                there = ~np.isnan(values)
+        stamps, values = [np.empty(0, np.int64)], [np.empty(0)]
+        if (found := self._found.get("indicators")) is not None:
+            part = self._part("indicators", symbol, span)
+            names = part.names if found.name else list(found.columns)
+            at = names.index(name) if name in names else -1
+            for block in part.blocks(span) if at >= 0 else ():
+                value = block["values"][:, 1 if found.name else at]
+                there = ~np.isnan(value)
                 if found.name:
-                    there &= block["values"][:, 0] == code
-                pieces.append(np.stack([block["timestamp"][there].view(np.float64), values[there]]))
-        both = np.concatenate([np.empty((2, 0)), *pieces], axis=1)
-        return both[0].view(np.int64), both[1]
+                    there &= block["values"][:, 0] == at
+                stamps.append(block["timestamp"][there].astype(np.int64))
+                values.append(value[there])
+        return np.concatenate(stamps), np.concatenate(values)
 
     def remove_spool(self) -> None:
         """The data set is written: what was fetched for it is needed no more."""
         self._ready.clear()
-        self._spool.remove()
+        self._fetcher.spool.remove()
 
     def close(self) -> None:
         self._rest.close()
-        self._spool.close()
+        self._fetcher.spool.close()
 
-    def _query(self, found: Found, symbol: str) -> Query:
-        table = found.table
-        equal = [(table.symbol, symbol)]
-        if table.timeframe is not None:
-            equal.append((table.timeframe, self._timeframe))
-        return Query(
-            self._rest,
-            table.schema_name,
-            found.table_name,
-            table.timestamp,
-            texts=(found.name,) if found.name else (),
-            numbers=tuple(dict.fromkeys(found.columns.values())),
-            equal=tuple(equal),
-            then=(found.name,) if found.name else (),
-            timezone=found.timezone,
-        )
-
-    def _about(self, kind: str, symbol: str, span: Span) -> dict[str, Any]:
-        """What the rows of a part are: with another answer to any of these they would be others."""
-        found = self._found[kind]
-        return {
-            "format": 1,
-            "url": self._rest.url,
-            "tables": self._tables.model_dump(mode="json"),
-            "kind": kind,
-            "columns": found.columns,
-            "codes": found.name is not None,
-            "timeframe": self._timeframe,
-            "timezone": found.timezone,
-            "symbol": symbol,
-            "start": span.start_ns,
-        }
-
-    def _fetch(self, kind: str, symbol: str, span: Span, tell: Callable[[int, int], None]) -> None:
-        found, query = self._found[kind], self._query(self._found[kind], symbol)
-        width = len(found.columns) + (found.name is not None)
-        part = self._spool.part(self._about(kind, symbol, span), width, span.end_ns)
-        columns = [query.stamp, *([found.name] if found.name else []), *found.columns.values()]
-        pick = itemgetter(*columns)
-
-        def records(rows: list[dict[str, Any]]) -> np.ndarray:
-            out = np.empty(len(rows), part.dtype)
-            cells = list(zip(*map(pick, rows), strict=True)) or [()] * len(columns)
-            named = [f"{query.table}.{column}" for column in columns]
-            out["timestamp"] = stamps(cells[0], found.timezone, named[0])
-            for at in range(1, len(columns)):
-                coded = found.name is not None and at == 1
-                out["values"][:, at - 1] = (
-                    part.codes(_names(cells[1], named[1])) if coded else numbers(cells[at], named[at])
-                )
-            return out
-
-        Reader(query, symbol, part, span, self._page_rows, records, tell).read()
+    def _fetch(self, kind: str, symbol: str, span: Span, tell: Report) -> None:
+        part = self._fetcher.read(self._found[kind], symbol, span, tell)
         self._ready[kind, symbol] = part, span
 
     def _part(self, kind: str, symbol: str, span: Span) -> Part:
@@ -225,16 +172,9 @@ def _inside(span: Span, held: Span) -> bool:
     return starts and (held.end_ns is None or (span.end_ns is not None and span.end_ns <= held.end_ns))
 
 
-def _names(cells: tuple[Any, ...], where: str) -> list[str]:
-    odd = next((cell for cell in cells if not isinstance(cell, str)), "")
-    if odd != "":
-        raise HpcrlError(f"{where} holds {odd!r:.60}: an indicator's name must be text")
-    return list(cells)
-
-
 def _told(
     jobs: list[tuple[str, str, Span]], progress: Progress
-) -> Iterator[tuple[tuple[str, str, Span], Callable[[int, int], None]]]:
+) -> Iterator[tuple[tuple[str, str, Span], Report]]:
     """Each job with a callback that tells its symbol's rows of all kinds together."""
     lock = threading.Lock()
     counts: dict[str, dict[str, tuple[int, int]]] = {symbol: {} for _, symbol, _ in jobs}

@@ -22,7 +22,7 @@ from hpcrl.market.clean import iso
 from hpcrl.market.source import Span
 from hpcrl.market.spool import Part
 from hpcrl.market.supabase_http import Answer, Refused, Rest
-from hpcrl.market.supabase_rows import spelled
+from hpcrl.market.supabase_rows import Clock
 from hpcrl.types import HpcrlError, RunFailed
 
 READINGS = 4
@@ -57,10 +57,9 @@ class Query:
     numbers: tuple[str, ...]
     """Columns fetched as float8, so that a real or a numeric comes as the database's cast has it."""
     equal: tuple[tuple[str, str], ...]
+    clock: Clock
     then: tuple[str, ...] = ()
     """Columns that order the rows of one stamp."""
-    timezone: str | None = None
-    """Of a column of stamps without a zone."""
 
     def columns(self, plain: bool) -> list[str]:
         cast = "" if plain else "::float8"
@@ -71,9 +70,9 @@ class Query:
         for column, value in self.equal:
             builder = builder.eq(column, value)
         if span.start_ns is not None:
-            builder = builder.gte(self.stamp, spelled(span.start_ns, self.timezone))
+            builder = builder.gte(self.stamp, self.clock.spell(span.start_ns))
         if span.end_ns is not None:
-            builder = builder.lt(self.stamp, spelled(span.end_ns, self.timezone))
+            builder = builder.lt(self.stamp, self.clock.spell(span.end_ns))
         return builder
 
     def count(self, span: Span, what: str) -> int:

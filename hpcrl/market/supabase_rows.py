@@ -8,27 +8,122 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from hpcrl.market.clean import YEARS
+from hpcrl.market.clean import YEARS, iso
 from hpcrl.types import HpcrlError
 
 # How PostgreSQL spells date, timestamp and timestamptz in JSON; a column of text may hold anything else.
-_STAMP = re.compile(r"\d{4}-\d\d-\d\d(?:T\d\d:\d\d:\d\d(?:\.\d+)?(Z|[+-]\d\d(?::\d\d){0,2})?)?")
+_STAMP = re.compile(r"\d{4}-\d\d-\d\d(T\d\d:\d\d:\d\d(?:\.\d+)?)?(?(1)(Z|[+-]\d\d(?::\d\d){0,2})?)")
 _NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?|NaN|[+-]?Infinity")
-_FIRST, _LAST = (np.datetime64(f"{year}-01-01", "us") for year in (YEARS[0], YEARS[1] + 1))
+_FIRST, _LAST = (np.datetime64(f"{year}-01-01", "us") for year in YEARS)
 _UTC = "+00:00"
 
 
-def has_zone(cell: Any, where: str) -> bool:
-    """Whether a column of stamps carries its zone. HpcrlError: it holds no stamps."""
-    found = _STAMP.fullmatch(cell) if isinstance(cell, str) else None
-    if found is None:
-        raise _no_stamp(cell, where)
-    return found[1] is not None
+@dataclass(frozen=True)
+class Clock:
+    """What a column's stamps mean. ``zoned``: they say their zone; ``local``: by ``timezone``'s clock, an
+    hour that a change of clocks skips or doubles is refused; ``date``: midnight UTC."""
+
+    kind: str
+    timezone: str | None
+    where: str
+    """The column, for messages."""
+
+    @staticmethod
+    def of(cell: Any, timezone: str | None, where: str) -> Clock:
+        """From one cell. HpcrlError: no stamp, or one without a zone where no ``timezone`` is given."""
+        found = _STAMP.fullmatch(cell) if isinstance(cell, str) else None
+        if found is None:
+            raise _no_stamp(cell, where)
+        kind = "zoned" if found[2] else "local" if found[1] else "date"
+        if kind == "local" and timezone is None:
+            raise HpcrlError(
+                f"{where} holds stamps without a time zone ({cell}): name the zone they are in (--timezone "
+                "America/New_York, or UTC), or make the column a timestamptz"
+            )
+        return Clock(kind, timezone if kind == "local" else None, where)
+
+    def read(self, cells: Sequence[Any]) -> np.ndarray:
+        """int64 ns UTC [R]."""
+        if not cells:
+            return np.empty(0, np.int64)
+        if not set(map(type, cells)) <= {str}:
+            raise _no_stamp(next(cell for cell in cells if not isinstance(cell, str)), self.where)
+        if all(cell.endswith(_UTC) and cell[10:11] == "T" for cell in cells):
+            micros = self._parsed([cell[: -len(_UTC)] for cell in cells])
+        else:
+            for cell in cells:
+                if Clock.of(cell, self.timezone or "UTC", self.where).kind != self.kind:
+                    raise HpcrlError(f"{self.where}: stamps of several kinds, such as {cell!r}")
+            micros = self._spelled_otherwise(cells)
+        odd = (micros < _FIRST) | ~(micros < _LAST)
+        if odd.any():
+            cell = cells[int(np.flatnonzero(odd)[0])]
+            raise HpcrlError(f"{self.where} holds {cell}, outside the years {YEARS[0]} to {YEARS[1]}")
+        return micros.astype("datetime64[ns]").astype(np.int64)
+
+    def _parsed(self, texts: list[str]) -> np.ndarray:
+        try:
+            return np.array(texts, dtype="datetime64[us]")
+        except ValueError:
+            odd = next((text for text in texts if not _STAMP.fullmatch(text)), texts[0])
+            raise _no_stamp(odd, self.where) from None
+
+    def _spelled_otherwise(self, cells: Sequence[str]) -> np.ndarray:
+        if self.kind == "date":
+            return self._parsed(list(cells))
+        if self.kind == "zoned":
+            zoned = pd.to_datetime(pd.Series(list(cells)), format="ISO8601", utc=True)
+            return zoned.dt.tz_localize(None).to_numpy().astype("datetime64[us]")
+        local = pd.DatetimeIndex(self._parsed(list(cells)))
+        found = local.tz_localize(self.timezone, ambiguous="NaT", nonexistent="NaT")
+        if found.hasnans:
+            odd = cells[int(np.flatnonzero(found.isna())[0])]
+            raise HpcrlError(
+                f"{self.where} holds {odd}, which a change of clocks in {self.timezone} skips or doubles: it "
+                "has no certain time; make the column a timestamptz"
+            )
+        return found.tz_convert("UTC").tz_localize(None).to_numpy().astype("datetime64[us]")
+
+    def spell(self, ns: int) -> str:
+        """The first stamp of the column's kind that is not before ``ns``, for a filter."""
+        stamp = pd.Timestamp(-(-ns // 1000), unit="us", tz="UTC")
+        if self.kind == "zoned":
+            return stamp.isoformat()
+        if self.kind == "date":
+            return str(stamp.ceil("D").date())
+        local = stamp.tz_convert(self.timezone).tz_localize(None)
+        early, late = (local.tz_localize(self.timezone, ambiguous=first) for first in (True, False))
+        if early != late:
+            raise HpcrlError(
+                f"{iso(ns)} falls into the hour that a change of clocks doubles in {self.timezone}, the zone "
+                f"of {self.where}; choose a time outside"
+            )
+        return local.isoformat()
+
+    def write(self, ns_R: np.ndarray) -> list[str]:
+        """As the column takes them. HpcrlError: it cannot hold one."""
+        utc = pd.DatetimeIndex(ns_R.astype("datetime64[ns]")).tz_localize("UTC")
+        if self.kind == "zoned":
+            return [stamp.isoformat() for stamp in utc]
+        if self.kind == "date":
+            odd = utc[utc != utc.normalize()]
+            if len(odd):
+                raise HpcrlError(f"{self.where} holds dates only, not {odd[0].isoformat()}")
+            return [str(stamp.date()) for stamp in utc]
+        local = utc.tz_convert(self.timezone).tz_localize(None)
+        lost = local.tz_localize(self.timezone, ambiguous="NaT").isna()
+        if lost.any():
+            raise HpcrlError(
+                f"{self.where} has no zone, and {utc[lost][0].isoformat()} is in an hour that a change of "
+                f"clocks doubles in {self.timezone}: it cannot hold it; make the column a timestamptz"
+            )
+        return [stamp.isoformat() for stamp in local]
 
 
 def _no_stamp(cell: Any, where: str) -> HpcrlError:
@@ -37,65 +132,6 @@ def _no_stamp(cell: Any, where: str) -> HpcrlError:
     return HpcrlError(
         f"{where} holds {cell!r:.60}, which is no timestamp: make the column a timestamptz (UTC)"
     )
-
-
-def stamps(cells: Sequence[Any], timezone: str | None, where: str) -> np.ndarray:
-    """int64 ns UTC [R]. ``timezone``: of stamps without one; None: all must have one."""
-    if not cells:
-        return np.empty(0, np.int64)
-    if not set(map(type, cells)) <= {str}:
-        raise _no_stamp(next(cell for cell in cells if not isinstance(cell, str)), where)
-    if all(cell.endswith(_UTC) and cell[10:11] == "T" for cell in cells):
-        micros = _parsed([cell[: -len(_UTC)] for cell in cells], where)
-    else:
-        micros = _of_other_zones(cells, timezone, where)
-    odd = (micros < _FIRST) | ~(micros < _LAST)
-    if odd.any():
-        cell = cells[int(np.flatnonzero(odd)[0])]
-        raise HpcrlError(f"{where} holds {cell}, outside the years {YEARS[0]} to {YEARS[1]}")
-    return micros.astype("datetime64[ns]").astype(np.int64)
-
-
-def _parsed(texts: list[str], where: str) -> np.ndarray:
-    try:
-        return np.array(texts, dtype="datetime64[us]")
-    except ValueError:
-        odd = next((text for text in texts if not _STAMP.fullmatch(text)), texts[0])
-        raise _no_stamp(odd, where) from None
-
-
-def _of_other_zones(cells: Sequence[str], timezone: str | None, where: str) -> np.ndarray:
-    zoned = [has_zone(cell, where) for cell in cells]
-    if all(zoned):
-        found = pd.to_datetime(pd.Series(list(cells)), format="ISO8601", utc=True)
-        return found.dt.tz_localize(None).to_numpy().astype("datetime64[us]")
-    odd = cells[zoned.index(False)]
-    if any(zoned):
-        raise HpcrlError(f"{where}: some stamps carry a zone and some do not (such as {odd!r})")
-    if timezone is None:
-        raise no_zone(odd, where)
-    local = pd.DatetimeIndex(_parsed(list(cells), where))
-    found = local.tz_localize(timezone, ambiguous="NaT", nonexistent="NaT")
-    if found.hasnans:
-        odd = cells[int(np.flatnonzero(found.isna())[0])]
-        raise HpcrlError(
-            f"{where} holds {odd}, which a change of clocks in {timezone} skips or doubles: it has no "
-            "certain time; make the column a timestamptz"
-        )
-    return found.tz_convert("UTC").tz_localize(None).to_numpy().astype("datetime64[us]")
-
-
-def no_zone(cell: str, where: str) -> HpcrlError:
-    return HpcrlError(
-        f"{where} holds stamps without a time zone ({cell}): name the zone they are in "
-        "(--timezone America/New_York, or UTC), or make the column a timestamptz"
-    )
-
-
-def spelled(ns: int, timezone: str | None) -> str:
-    """A stamp for a filter, up to PostgreSQL's next microsecond; ``timezone``: of a column without one."""
-    stamp = pd.Timestamp(-(-ns // 1000), unit="us", tz="UTC")
-    return stamp.isoformat() if timezone is None else stamp.tz_convert(timezone).tz_localize(None).isoformat()
 
 
 def numbers(cells: Sequence[Any], where: str) -> np.ndarray:
