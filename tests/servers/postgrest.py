@@ -40,18 +40,6 @@ ALTER DEFAULT PRIVILEGES IN SCHEMA public GRANT ALL ON TABLES TO anon, authentic
 ALTER DEFAULT PRIVILEGES IN SCHEMA public GRANT ALL ON SEQUENCES TO anon, authenticated, service_role;
 """
 """As Supabase sets them up; tables made later get the same grants."""
-TABLES = """
-CREATE TABLE historical_bars (
-  symbol text NOT NULL, timeframe text NOT NULL, "timestamp" timestamptz NOT NULL,
-  open double precision NOT NULL, high double precision NOT NULL, low double precision NOT NULL,
-  close double precision NOT NULL, volume double precision NOT NULL,
-  PRIMARY KEY (symbol, timeframe, "timestamp"));
-CREATE TABLE technical_indicators (
-  symbol text NOT NULL, timeframe text NOT NULL, "timestamp" timestamptz NOT NULL,
-  indicator text NOT NULL, value double precision,
-  PRIMARY KEY (symbol, timeframe, "timestamp", indicator));
-"""
-"""The standard ones, as ``hpcrl stage schema`` makes them."""
 
 
 def make_key(role: str = "service_role", expires_in: float = 10 * 365 * 86400, secret: str = SECRET) -> str:
@@ -140,7 +128,7 @@ class Postgrest:
     def switch(self, kind: str, **options: Any) -> int:
         """Turn a fault on; its number. Options: see ``postgrest_faults``.
 
-        status (status, retry_after, body), html (status), slow (seconds), drop (how=reset|close),
+        status (status, retry_after, body), html (status), slow (seconds), drop (how=reset|close|garbage),
         sql (sql: run before the answer, with %(symbol)s and %(cursor)s of the request); of answers with rows:
         short (rows kept), hole (rows), end, cut (at), duplicate (rows), drop_body (at, how=length|chunks),
         slow_body (seconds); of those with a count: count (add or to; neither: no count).
@@ -231,10 +219,13 @@ def _records(symbol: str, timeframe: str | None, micros: np.ndarray, rows: pd.Da
 
 @pytest.fixture
 def postgrest(database: str) -> Iterator[Postgrest]:
-    """Before a database of its own with the standard tables, both empty."""
+    """Before a database of its own with the tables that ``hpcrl stage schema`` makes, both empty."""
     import psycopg
 
+    from hpcrl.config.tables import Tables
+    from hpcrl.market.schema import schema_sql
+
     with psycopg.connect(database, autocommit=True) as connection:
-        connection.execute(TABLES)
+        connection.execute(schema_sql(Tables()))
     with Postgrest(database) as server:
         yield server

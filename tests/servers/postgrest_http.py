@@ -192,6 +192,8 @@ class Handler(BaseHTTPRequestHandler):
             for switch in self.server.switches.striking(BEFORE, *facts):
                 if switch.kind == "drop":
                     self._reset = switch.options.get("how", "reset") == "reset"
+                    if switch.options.get("how") == "garbage":
+                        self.wfile.write(b"\x15\x03\x01\x00\x02\x02\x28\r\n\r\n")
                     return None
                 if switch.kind == "slow":
                     time.sleep(switch.options["seconds"])

@@ -20,9 +20,9 @@ BARS = "historical_bars"
 
 
 def bars(rows: int = 2500, symbol: str = "BTC/USD", seed: int = 0) -> pd.DataFrame:
-    values = np.random.default_rng(seed).uniform(1e-9, 1e9, (rows, 5))
+    values = np.sort(np.random.default_rng(seed).uniform(1e-9, 1e9, (rows, 5)))
     stamps = pd.date_range("2024-01-01", periods=rows, freq="5min", tz="UTC")
-    named = pd.DataFrame(values, columns=["open", "high", "low", "close", "volume"])
+    named = pd.DataFrame(values, columns=["low", "open", "close", "high", "volume"])
     return named.assign(symbol=symbol, timestamp=stamps)
 
 
@@ -99,11 +99,11 @@ def test_inserts_and_upserts(postgrest, client):
     with pytest.raises(APIError) as twice:
         table.insert(rows[:1]).execute()
     assert twice.value.code == "23505"
-    changed = [{**row, "close": 0.1 + 0.2} for row in rows]
+    changed = [{**row, "volume": 0.1 + 0.2} for row in rows]
     key = "symbol,timeframe,timestamp"
     assert table.upsert(changed, ignore_duplicates=True, on_conflict=key).execute().data == []
     assert len(table.upsert(changed, on_conflict=key, default_to_null=False).execute().data) == 3
-    assert {row["close"] for row in table.select("close").execute().data} == {0.30000000000000004}
+    assert {row["volume"] for row in table.select("volume").execute().data} == {0.30000000000000004}
     with pytest.raises(APIError) as unknown:
         table.insert([{**rows[0], "colour": 1}]).execute()
     assert unknown.value.code == "PGRST204"
@@ -135,13 +135,14 @@ def test_errors_are_those_of_the_service(postgrest):
     column = refused(url, key, columns="price")
     assert (column.code, column.message) == ("42703", "column historical_bars.price does not exist")
     assert refused(url, key, schema="secret").code == "PGRST106"
+    load_bars(postgrest.conninfo, bars(5))
+    anonymous = supabase.create_client(url, postgrest.anon_key)
+    assert anonymous.table(BARS).select("*").execute().data == []  # row level security: no error, no rows
     with psycopg.connect(postgrest.conninfo, autocommit=True) as connection:
-        connection.execute(
-            "REVOKE ALL ON historical_bars FROM anon; ALTER TABLE historical_bars OWNER TO postgres"
-        )
+        connection.execute("REVOKE ALL ON historical_bars FROM anon")
     assert refused(url, postgrest.anon_key).code == "42501"
     postgrest.allow("sb_secret_abc")
-    assert supabase.create_client(url, "sb_secret_abc").table(BARS).select("*").execute().data == []
+    assert len(supabase.create_client(url, "sb_secret_abc").table(BARS).select("*").execute().data) == 5
 
 
 def test_switches_act_on_the_requests_that_they_name(postgrest, client):
@@ -198,6 +199,7 @@ def test_answers_that_break(postgrest, client, gzip):
     for kind, options, error in (
         ("drop", {}, httpx.ReadError),
         ("drop", {"how": "close"}, httpx.RemoteProtocolError),
+        ("drop", {"how": "garbage"}, httpx.RemoteProtocolError),
         ("drop_body", {}, httpx.RemoteProtocolError),
         ("drop_body", {"how": "chunks"}, httpx.RemoteProtocolError),
     ):
