@@ -89,6 +89,10 @@ def _show(value: int | str) -> str:
 
 def _caption(report: dict[str, Any]) -> str:
     lines = [f"{report['rows_read']:,} rows read, {report['rows_kept']:,} kept"]
+    if "update" in report:
+        update = report["update"]
+        lines.append(f"an update of {update['of']}: went on with {', '.join(update['continued']) or 'none'}")
+        lines += [f"  {symbol} was fetched anew: {why}" for symbol, why in update["restaged"].items()]
     for verdict in ("dropped", "flagged"):
         for kind, entry in report[verdict].items():
             lines.append(f"{verdict}: {entry['count']:,} {kind.replace('_', ' ')}")

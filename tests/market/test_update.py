@@ -1,15 +1,18 @@
 """Going on from an older file: only what is new is fetched, and the result is that of a staging anew."""
 
 import json
+from io import StringIO
 
 import pandas as pd
 import psycopg
 import pytest
 from pydantic import SecretStr
+from rich.console import Console
 from servers.postgrest import load_bars
 from staging import SYMBOLS, check_complete, walk
 
 from hpcrl.config.secrets import Secrets
+from hpcrl.market.quality import render_report
 from hpcrl.market.request import DatabaseRequest
 from hpcrl.market.stage import stage_synthetic
 from hpcrl.market.stage_database import stage_postgres, stage_supabase
@@ -64,6 +67,9 @@ def test_an_update_equals_a_staging_anew_and_leaves_the_old_file(stage, bars, po
     assert first.path.read_bytes() == before
     assert second.sha256 == stage("anew.h5").sha256
     assert second.report["update"]["continued"] == list(TWO) and not second.report["update"]["restaged"]
+    said = StringIO()
+    Console(file=said, width=300).print(render_report(second.report))
+    assert f"an update of {first.path}: went on with {', '.join(TWO)}" in said.getvalue()
     third = stage("third.h5", update=second.path)  # nothing new: the same contents
     assert third.sha256 == second.sha256
 
