@@ -41,6 +41,11 @@ class Stamps:
             return SQL("{}::timestamp").format(self.column.sql)
         return SQL("{}").format(self.column.sql)
 
+    @property
+    def kept_as(self) -> str:
+        """The type of the same 8 bytes."""
+        return "timestamptz" if self.column.base == "timestamptz" else "timestamp"
+
     def within(self, span: Span) -> list[Composable]:
         """Conditions on the bare column, so that an index serves them."""
         bounds = ((">=", span.start_ns), ("<", span.end_ns))
@@ -91,7 +96,7 @@ class Stamps:
         return zoned.as_unit("ns").asi8
 
     def from_ns(self, ns_R: np.ndarray, symbol: str) -> np.ndarray:
-        """int64 [R] for a column timestamp or timestamptz. HpcrlError: it cannot hold a stamp."""
+        """int64 [R], of type ``kept_as``. HpcrlError: the column cannot hold a stamp."""
         if self.column.base == "date" and (odd := ns_R[ns_R % (1000 * _DAY_US) != 0]).size:
             raise HpcrlError(f"{symbol} at {iso(int(odd[0]))}: column {self.column.name!r} holds dates only")
         unix_R = ns_R // 1000

@@ -67,6 +67,10 @@ class Table:
     def sql(self) -> sql.Composable:
         return sql.Identifier(self.schema, self.name)
 
+    @property
+    def quoted(self) -> str:
+        return self.sql.as_string()
+
     def column(self, key: str, name: str) -> Column:
         """The column that ``key`` of the mapping names. HpcrlError lists the columns found."""
         if name not in self.columns:

@@ -16,7 +16,7 @@ import numpy as np
 from hpcrl.config.tables import BarsTable
 from hpcrl.market.bars import ACTIONS
 from hpcrl.market.clean import PRICES, iso, judge, typed
-from hpcrl.market.files import list_files, read_files
+from hpcrl.market.files import REQUIRED, list_files, read_files
 from hpcrl.market.source import Columns
 from hpcrl.market.stage_database import FALLBACK
 from hpcrl.market.store import is_store, open_store
@@ -48,6 +48,9 @@ def read_offer(
     price_adjustment: str,
 ) -> Offer:
     """The bars of a CSV, Parquet or market file, or of a folder. HpcrlError names what is wrong with them."""
+    for name in features:
+        if name in REQUIRED or name in ACTIONS or name.startswith("_") or features.count(name) > 1:
+            raise HpcrlError(f"feature {name!r}: this name is taken; rename the column")
     if path.is_file() and is_store(path):
         bars, names, dropped = _read_market_file(path, bar_seconds, symbols, features)
     else:
