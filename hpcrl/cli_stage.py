@@ -10,7 +10,7 @@ import json
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -192,11 +192,9 @@ def stage_postgres(
 
     One snapshot, complete or an error. Without a database, or with an empty one: as supabase.
     """
-    from hpcrl.config.dsn import check_dsn
     from hpcrl.config.secrets import POSTGRES
 
-    if dsn is not None:
-        check_dsn(dsn)
+    _check_dsn(dsn, "postgres")
     request = _request(tables, symbols, features, out=out, timeframe=timeframe, start=start, end=end,
                        calendar=calendar, timezone=timezone, price_adjustment=price_adjustment, strict=strict,
                        require_real=require_real, update=update, indicators=indicators,
@@ -215,6 +213,49 @@ def stage_schema(tables: TablesFile = None) -> None:
     from hpcrl.market.schema import schema_sql
 
     print(schema_sql(load_tables(tables)), end="")
+
+
+@stage_app.command("push")
+def stage_push(
+    file: Annotated[Path, typer.Argument(help="CSV, Parquet, a folder of them, or a file of hpcrl stage.")],
+    to: Annotated[Literal["supabase", "postgres"], typer.Option("--to", help="Where to, and how.")],
+    dsn: Dsn = None,
+    timeframe: Timeframe = "5Min",
+    tables: TablesFile = None,
+    symbols: Annotated[str, typer.Option(help="Only these symbols: A,B")] = "",
+    features: Annotated[str, typer.Option(help="Further numeric columns that the table has, too: a,b")] = "",
+    timezone: Timezone = None,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Write over rows that are there with other values.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Bars of a file into the database's own table; make it by hpcrl stage schema.
+
+    Rows that are there already with the same values are left alone; with other values they are an error.
+    """
+    from hpcrl.config.secrets import POSTGRES, SUPABASE
+
+    _check_dsn(dsn, to)
+    request = _request(tables, symbols, features, out=file, timeframe=timeframe, timezone=timezone)
+    with (
+        _secrets(SUPABASE if to == "supabase" else POSTGRES) as secrets,
+        _progress(request, "pushed") as request,
+    ):
+        from hpcrl.market.push_to import push_to as run
+
+        result = run(to, secrets, dsn, file, request, replace)
+    _print_pushed(result, as_json)
+
+
+def _check_dsn(dsn: str | None, kind: str) -> None:
+    """HpcrlError, before anything is read."""
+    from hpcrl.config.dsn import check_dsn
+
+    if dsn is not None:
+        check_dsn(dsn)
+        if kind != "postgres":
+            raise HpcrlError("--dsn is for --to postgres; Supabase's address comes from SUPABASE_URL")
 
 
 def _request(tables: Path | None, symbols: str, features: str, **options: Any) -> DatabaseRequest:
@@ -250,13 +291,13 @@ def _secrets(names: Sequence[str]) -> Iterator[Secrets]:
 
 
 @contextlib.contextmanager
-def _progress(request: DatabaseRequest) -> Iterator[DatabaseRequest]:
+def _progress(request: DatabaseRequest, done: str = "fetched") -> Iterator[DatabaseRequest]:
     """The request with somebody who watches the rows arrive."""
     from dataclasses import replace
 
     from hpcrl.market.progress import show_progress
 
-    with show_progress() as progress:
+    with show_progress(done=done) as progress:
         yield replace(request, progress=progress)
 
 
@@ -270,6 +311,20 @@ def _print_staged(result, as_json: bool) -> None:
         return
     Console().print(render_report(result.report))
     print(result.path)
+
+
+def _print_pushed(result, as_json: bool) -> None:
+    from dataclasses import asdict
+
+    if as_json:
+        print(json.dumps(asdict(result)))
+        return
+    for symbol, rows in result.symbols.items():
+        replaced = f", {rows.replaced:,} replaced" if rows.replaced else ""
+        told = f"{rows.inserted:,} rows written{replaced}, {rows.skipped:,} there before"
+        print(f"{result.table} {symbol}: {told}")
+    for kind, entry in result.dropped.items():
+        print(f"left out: {entry['count']:,} {kind.replace('_', ' ')}")
 
 
 def _names(text: str) -> tuple[str, ...]:

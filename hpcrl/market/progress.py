@@ -27,11 +27,11 @@ MOST_SHOWN = 8
 
 @contextlib.contextmanager
 def show_progress(
-    stream: TextIO | None = None, clock: Callable[[], float] = time.monotonic
+    stream: TextIO | None = None, clock: Callable[[], float] = time.monotonic, done: str = "fetched"
 ) -> Iterator[Progress]:
-    """Gives the callback, to be called from any thread. ``stream``: default stderr."""
+    """Gives the callback, for any thread. ``stream``: default stderr. ``done``: the last line's verb."""
     stream = sys.stderr if stream is None else stream
-    shown = _Bar(stream, clock) if stream.isatty() else _Lines(stream, clock)
+    shown = _Bar(stream, clock) if stream.isatty() else _Lines(stream, clock, done)
     try:
         yield shown.update
     finally:
@@ -97,7 +97,9 @@ class _Counts:
 
 
 class _Lines(_Counts):
-    said = float("-inf")
+    def __init__(self, stream: TextIO, clock: Callable[[], float], done: str) -> None:
+        super().__init__(stream, clock)
+        self.done, self.said = done, float("-inf")
 
     def show(self, now: float) -> None:
         if self.all is None or now - self.said < LINE_SECONDS:
@@ -109,7 +111,7 @@ class _Lines(_Counts):
     def close(self) -> None:
         with self.lock:
             if self.all is not None:
-                print(f"fetched {self.all.text(self.clock())}", file=self.stream, flush=True)
+                print(f"{self.done} {self.all.text(self.clock())}", file=self.stream, flush=True)
 
 
 class _Figures(ProgressColumn):
