@@ -73,6 +73,7 @@ def stage_files(
     computed: Annotated[bool, typer.Option(help="Compute the built-in features.")] = True,
     price_adjustment: Adjusted = "unknown",
     strict: Strict = False,
+    coverage: Coverage = True,
     as_json: Json = False,
 ) -> None:
     """CSV and Parquet: columns timestamp, symbol, open, high, low, close, volume."""
@@ -89,6 +90,7 @@ def stage_files(
         computed=computed,
         price_adjustment=price_adjustment,
         strict=strict,
+        coverage=coverage,
     )
     _print_staged(result, as_json)
 
