@@ -33,6 +33,9 @@ MOST_SYMBOLS = 100
 END_SECONDS = 2.0
 """A thread is waited for when all stop; then it is left to its time-out, and may write no more."""
 
+Job = tuple[str, str, Span]
+"""bars or indicators, a symbol, and of which time."""
+
 
 class Supabase:
     """``key``: of the role service_role. ``spool``: a folder beside the output, made when rows arrive.
@@ -111,10 +114,13 @@ class Supabase:
         return query.count(span, f"{symbol}, {query.table}")
 
     def prepare(self, wanted: dict[str, Span], progress: Progress) -> None:
-        spool = self._fetcher.spool
-        spool.open()
+        self._fetcher.spool.open()
         jobs = [(kind, symbol, span) for kind in self._found for symbol, span in wanted.items()]
-        spool.keep_only([self._fetcher.about(self._found[kind], name, span) for kind, name, span in jobs])
+        abouts = [self._fetcher.about(self._found[kind], symbol, span) for kind, symbol, span in jobs]
+        self._fetcher.spool.keep_only(abouts)
+        self._fetch_all(jobs, progress)
+
+    def _fetch_all(self, jobs: list[Job], progress: Progress) -> None:
         fetches = [partial(self._fetch, *job, tell) for job, tell in _told(jobs, progress)]
         _run(fetches, self._connections, self._rest.stopping)
 
@@ -162,7 +168,8 @@ class Supabase:
         """Fetched by ``prepare``; else now."""
         part, held = self._ready.get((kind, symbol), (None, Span()))
         if part is None or not _inside(span, held):
-            self.prepare({symbol: span}, lambda *_: None)
+            self._fetcher.spool.open()
+            self._fetch_all([(kind, symbol, span)], lambda *_: None)
             part, _ = self._ready[kind, symbol]
         return part
 
@@ -172,15 +179,13 @@ def _inside(span: Span, held: Span) -> bool:
     return starts and (held.end_ns is None or (span.end_ns is not None and span.end_ns <= held.end_ns))
 
 
-def _told(
-    jobs: list[tuple[str, str, Span]], progress: Progress
-) -> Iterator[tuple[tuple[str, str, Span], Report]]:
+def _told(jobs: list[Job], progress: Progress) -> Iterator[tuple[Job, Report]]:
     """Each job with a callback that tells its symbol's rows of all kinds together."""
     lock = threading.Lock()
     counts: dict[str, dict[str, tuple[int, int]]] = {symbol: {} for _, symbol, _ in jobs}
     for job in jobs:
 
-        def tell(rows: int, total: int, job: tuple[str, str, Span] = job) -> None:
+        def tell(rows: int, total: int, job: Job = job) -> None:
             kind, symbol, _ = job
             with lock:
                 counts[symbol][kind] = (rows, total)
