@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from hpcrl.cli_options import Json, Sets
+from hpcrl.cli_options import Json, Sets, TablesFile, database_request, known_secrets
 
 bench_app = typer.Typer(no_args_is_help=True, help="Measure speed, as ratios and splits of one run.")
 
@@ -107,3 +107,41 @@ def bench_learn(
 
     met = measure(task, seeds, config, tuple(sets or ()), jobs=jobs, report=report, as_json=as_json)
     sys.exit(0 if met else 1)
+
+
+@bench_app.command("stage")
+def bench_stage(
+    symbols: Annotated[int, typer.Option(min=1, help="Synthetic symbols of the file.")] = 6,
+    rows: Annotated[int, typer.Option(help="Bars of each.")] = 100_000,
+    rounds: Annotated[int, typer.Option(min=1, help="Figures are their medians.")] = 5,
+    database: Annotated[
+        bool, typer.Option("--database/--no-database", help="Also fetch from the databases that are set.")
+    ] = True,
+    names: Annotated[str, typer.Option(help="Symbols to fetch: A,B; default: the first --symbols.")] = "",
+    timeframe: Annotated[str, typer.Option(help="The database's name of the bars' length.")] = "5Min",
+    tables: TablesFile = None,
+    timezone: Annotated[str | None, typer.Option(help="Zone of timestamps that carry none.")] = None,
+    requests_per_second: Annotated[float, typer.Option(min=0.01, max=1e6, help="Over PostgREST.")] = 20.0,
+    as_json: Json = False,
+) -> None:
+    """Writing and reading the market file, beside plain h5py and a plain read; COPY beside PostgREST.
+
+    What DATABASE_URL and SUPABASE_* (environment or .env) lead to is read, never written.
+    """
+    from hpcrl.bench.stage import bench_stage as run
+    from hpcrl.bench.stage import render
+    from hpcrl.config.secrets import POSTGRES, SUPABASE
+
+    if not database:
+        result = run(symbols, rows, rounds)
+    else:
+        request = database_request(tables, names, "", out=Path(), timeframe=timeframe, timezone=timezone,
+                                   requests_per_second=requests_per_second)  # fmt: skip
+        with known_secrets(SUPABASE + POSTGRES) as secrets:
+            result = run(symbols, rows, rounds, secrets, request)
+    if as_json:
+        print(json.dumps(result))
+    else:
+        from rich.console import Console
+
+        Console().print(render(result))

@@ -7,18 +7,16 @@ from __future__ import annotations
 
 import contextlib
 import json
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from hpcrl.cli_options import Json
-from hpcrl.types import HpcrlError, RunFailed
+from hpcrl.cli_options import Json, TablesFile, database_request, known_secrets, names
+from hpcrl.types import HpcrlError
 
 if TYPE_CHECKING:  # pydantic and numpy: not for --help
-    from hpcrl.config.secrets import Secrets
     from hpcrl.market.request import DatabaseRequest
 
 stage_app = typer.Typer(no_args_is_help=True, help="Stage market bars into one immutable HDF5 file.")
@@ -32,10 +30,6 @@ Start = Annotated[
 End = Annotated[
     str | None,
     typer.Option(metavar="DATE", help="Its whole day UTC; or an ISO stamp (exclusive). Default: now."),
-]
-TablesFile = Annotated[
-    Path | None,
-    typer.Option("--tables", metavar="YAML", help="Names of tables and columns: yaml/tables.yaml."),
 ]
 Features = Annotated[str, typer.Option(help="Further columns or indicators as features: a,b")]
 Calendar = Annotated[str, typer.Option(help="Exchange calendar, or 24/7.")]
@@ -84,8 +78,8 @@ def stage_files(
         out,
         calendar=calendar,
         bar_seconds=bar_seconds,
-        features=_names(features),
-        symbols=_names(symbols),
+        features=names(features),
+        symbols=names(symbols),
         timezone=timezone,
         computed=computed,
         price_adjustment=price_adjustment,
@@ -106,7 +100,7 @@ def stage_synthetic(
     """A random walk: for first steps and tests; no performance claim follows from it."""
     from hpcrl.market.stage import stage_synthetic as run
 
-    _print_staged(run(out, symbols=_names(symbols), bars=bars, seed=seed), as_json)
+    _print_staged(run(out, symbols=names(symbols), bars=bars, seed=seed), as_json)
 
 
 @stage_app.command("planted")
@@ -158,12 +152,12 @@ def stage_supabase(
     """
     from hpcrl.config.secrets import SUPABASE
 
-    request = _request(tables, symbols, features, out=out, timeframe=timeframe, start=start, end=end,
+    request = database_request(tables, symbols, features, out=out, timeframe=timeframe, start=start, end=end,
                        calendar=calendar, timezone=timezone, price_adjustment=price_adjustment, strict=strict,
                        require_real=require_real, update=update, indicators=indicators, coverage=coverage,
                        connections=connections, requests_per_second=requests_per_second,
                        patience_seconds=patience, page_rows=page_rows)  # fmt: skip
-    with _secrets(SUPABASE) as secrets, _progress(request) as request:
+    with known_secrets(SUPABASE) as secrets, _progress(request) as request:
         from hpcrl.market.stage_database import stage_supabase as run
 
         result = run(secrets, request)
@@ -197,11 +191,11 @@ def stage_postgres(
     from hpcrl.config.secrets import POSTGRES
 
     _check_dsn(dsn, "postgres")
-    request = _request(tables, symbols, features, out=out, timeframe=timeframe, start=start, end=end,
+    request = database_request(tables, symbols, features, out=out, timeframe=timeframe, start=start, end=end,
                        calendar=calendar, timezone=timezone, price_adjustment=price_adjustment, strict=strict,
                        require_real=require_real, update=update, indicators=indicators,
                        coverage=coverage)  # fmt: skip
-    with _secrets(POSTGRES) as secrets, _progress(request) as request:
+    with known_secrets(POSTGRES) as secrets, _progress(request) as request:
         from hpcrl.market.stage_database import stage_postgres as run
 
         result = run(secrets, dsn, request)
@@ -239,9 +233,9 @@ def stage_push(
     from hpcrl.config.secrets import POSTGRES, SUPABASE
 
     _check_dsn(dsn, to)
-    request = _request(tables, symbols, features, out=file, timeframe=timeframe, timezone=timezone)
+    request = database_request(tables, symbols, features, out=file, timeframe=timeframe, timezone=timezone)
     with (
-        _secrets(SUPABASE if to == "supabase" else POSTGRES) as secrets,
+        known_secrets(SUPABASE if to == "supabase" else POSTGRES) as secrets,
         _progress(request, "pushed") as request,
     ):
         from hpcrl.market.push_to import push_to as run
@@ -258,38 +252,6 @@ def _check_dsn(dsn: str | None, kind: str) -> None:
         check_dsn(dsn)
         if kind != "postgres":
             raise HpcrlError("--dsn is for --to postgres; Supabase's address comes from SUPABASE_URL")
-
-
-def _request(tables: Path | None, symbols: str, features: str, **options: Any) -> DatabaseRequest:
-    from hpcrl.config.load_tables import load_tables
-    from hpcrl.market.request import DatabaseRequest
-
-    request = DatabaseRequest(
-        tables=load_tables(tables), symbols=_names(symbols), features=_names(features), **options
-    )
-    _ = request.options  # what is wrong with the words comes before what is wrong with the world
-    return request
-
-
-@contextlib.contextmanager
-def _secrets(names: Sequence[str]) -> Iterator[Secrets]:
-    """The secrets of this folder; whatever goes wrong meanwhile is told without them."""
-    from hpcrl.config.secrets import read_secrets, redact
-
-    secrets = read_secrets(Path.cwd(), names=names)
-    try:
-        yield secrets
-    except HpcrlError as error:
-        kind = RunFailed if error.exit_code == RunFailed.exit_code else HpcrlError
-        raise kind(redact(str(error), secrets)) from None
-    except OSError as error:
-        where = f"{str(error.filename)[:200]}: " if error.filename else ""
-        raise RunFailed(redact(f"{where}{error.strerror or error}", secrets)) from None
-    except Exception:  # a bug of ours: its traceback is of use, what libraries put into it may be secret
-        import traceback
-
-        print(redact(traceback.format_exc(), secrets), file=sys.stderr, flush=True)
-        sys.exit(1)
 
 
 @contextlib.contextmanager
@@ -327,7 +289,3 @@ def _print_pushed(result, as_json: bool) -> None:
         print(f"{result.table} {symbol}: {told}")
     for kind, entry in result.dropped.items():
         print(f"left out: {entry['count']:,} {kind.replace('_', ' ')}")
-
-
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(part.strip() for part in text.split(",") if part.strip())
