@@ -66,7 +66,11 @@ def test_from_csv_to_supabase_and_back(command, postgrest, tmp_path):
     back, err = command("supabase", *fast, "--out", "back.h5", "--require-real")
     files, _ = command("files", "--path", SAMPLE, "--out", "files.h5")
     assert back["sha256"] == files["sha256"] and back["report"]["source"] == "supabase"
-    assert "fetched " in err and not list(tmp_path.glob(".*.parts")) and not list(tmp_path.glob("*.png"))
+    assert (
+        "fetched " in err
+        and not list(tmp_path.glob(".*.parts"))
+        and not (tmp_path / "back.coverage.png").exists()
+    )
 
 
 def test_other_values_are_refused_unless_they_are_to_be_replaced(command, database, tmp_path):
