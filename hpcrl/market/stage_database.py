@@ -11,7 +11,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from hpcrl.config.secrets import Secrets, check_key, conninfo
+from hpcrl.config.secrets import Secrets, conninfo
 from hpcrl.market.align import present_columns
 from hpcrl.market.bars import SymbolBars
 from hpcrl.market.build import Build, StageResult, prepare_output
@@ -45,7 +45,6 @@ def stage_supabase(secrets: Secrets, request: DatabaseRequest) -> StageResult:
     if secrets.supabase_url is None or secrets.supabase_key is None:
         missing = "SUPABASE_URL and SUPABASE_SERVICE_ROLE_KEY are not set (environment or .env)"
         return stage_database(Unreachable(missing), request)
-    check_key(secrets.supabase_key)
     from hpcrl.market.supabase import Supabase
 
     source = Supabase(
