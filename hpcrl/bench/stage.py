@@ -228,10 +228,8 @@ def _fetch(source: Source, symbols: tuple[str, ...]) -> int:
 def render(result: dict[str, Any]) -> Table:
     """The result for a person."""
     host, arrays, file = result["machine"], result["array_bytes"] / 1e6, result["file_bytes"] / 1e6
-    table = Table(
-        title=f"{result['symbols']} symbols of {result['rows']:,} bars, {arrays:,.0f} MB, in a file {file:,.0f}: "
-        f"{host['cpu']}, {host['cores']} cores, load {host['load_1min']}"
-    )
+    what = f"{result['symbols']} symbols of {result['rows']:,} bars, {arrays:,.0f} MB, in a file {file:,.0f}"
+    table = Table(title=f"{what}: {host['cpu']}, {host['cores']} cores, load {host['load_1min']}")
     table.add_column("")
     for name in ("rate", "beside it", "ratio", "memory grows by"):
         table.add_column(name, justify="right")
