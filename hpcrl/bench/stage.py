@@ -229,33 +229,32 @@ def render(result: dict[str, Any]) -> Table:
     """The result for a person."""
     host, arrays, file = result["machine"], result["array_bytes"] / 1e6, result["file_bytes"] / 1e6
     what = f"{result['symbols']} symbols of {result['rows']:,} bars, {arrays:,.0f} MB, in a file {file:,.0f}"
-    table = Table(title=f"{what}: {host['cpu']}, {host['cores']} cores, load {host['load_1min']}")
-    table.add_column("")
-    for name in ("rate", "beside it", "ratio", "memory grows by"):
-        table.add_column(name, justify="right")
-    beside = {WRITE: "plain h5py + blosc", DISK: "its bytes", CACHE: "its bytes"}
-    for kind, name in beside.items():
+    table = Table(
+        title=f"{what}\n{host['cpu']}, {host['cores']} cores, load {host['load_1min']}",
+        caption="write: hashed and synced, beside plain h5py with blosc; read: hash checked, beside the "
+        "plain bytes",
+        caption_justify="left",
+    )
+    table.add_column("", no_wrap=True)
+    for name in ("rate", "beside it", "ratio", "memory"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for kind in (WRITE, DISK, CACHE):
         one = result[kind]
-        table.add_row(
-            f"{kind.replace('_', ' ')}{' (hashed, synced)' if kind == WRITE else ' (hash checked)'}",
-            f"{one['mb_per_second']:,.0f} MB/s",
-            f"{name} {one['plain_mb_per_second']:,.0f} MB/s",
-            f"{one['times_as_long']:.2f} x its time",
-            _megabytes(one["peak_bytes"]),
-        )
+        rates = (f"{one[name]:,.0f} MB/s" for name in ("mb_per_second", "plain_mb_per_second"))
+        ratio = f"{one['times_as_long']:.2f} x as long"
+        table.add_row(kind.replace("_", " "), *rates, ratio, _megabytes(one["peak_bytes"]))
     database = result["database"]
     for kind, one in database["ways"].items() if database else ():
         ratio = database["copy_times_as_fast"]
-        copy = kind == "postgres" and ratio is not None
         table.add_row(
-            f"fetch by {'COPY' if kind == 'postgres' else 'PostgREST'} ({database['rows']:,} rows)",
+            "COPY" if kind == "postgres" else "PostgREST",
             f"{one['rows_per_second']:,.0f} rows/s",
-            "PostgREST" if copy else "",
-            f"{ratio:,.1f} x as fast" if copy else "",
+            "",
+            f"{ratio:,.1f} x as fast" if kind == "postgres" and ratio is not None else "",
             _megabytes(one["peak_bytes"]),
         )
     return table
 
 
 def _megabytes(count: int | None) -> str:
-    return "not told" if count is None else f"{count / 1e6:,.0f} MB"
+    return "not told" if count is None else f"+{count / 1e6:,.0f} MB"
