@@ -1,4 +1,4 @@
-"""What the tests of staging from a database share: bars, the command in this or its own process, the checks."""
+"""What the tests of staging from a database share: bars, the command, what must hold afterwards."""
 
 from __future__ import annotations
 
@@ -100,3 +100,12 @@ def leftovers(folder: Path, spool: bool = True) -> list[str]:
     """Files under ``folder``, but for what waits in a spool."""
     files = [str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()]
     return sorted(name for name in files if not (spool and Path(name).parts[0].endswith(".parts")))
+
+
+def check_failed(code: int, err: str, folder: Path, *reasons: str, exit_code: int = 1) -> None:
+    """It told the reasons, and there is neither a file nor the fallback's."""
+    assert code == exit_code, err
+    assert leftovers(folder) == []
+    assert "synthetic" not in err
+    for reason in reasons:
+        assert reason in err, err
