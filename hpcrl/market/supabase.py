@@ -62,8 +62,8 @@ class Supabase:
         requests_per_second: float = 20.0,
         patience_seconds: float = 300.0,
     ) -> None:
-        check_key(key, url)
         self._rest = Rest(url, key, connections, requests_per_second, patience_seconds)
+        check_key(key, url)
         self._tables, self._timeframe, self._timezone = tables, timeframe, timezone
         self._features, self._wants_indicators = features, indicators
         self._connections = connections
@@ -216,7 +216,10 @@ def _run(jobs: Sequence[Callable[[], None]], threads: int, stopping: threading.E
         else:
             ends.put(None)
 
-    running = [threading.Thread(target=work, daemon=True) for _ in range(min(threads, len(jobs)))]
+    running = [
+        threading.Thread(target=work, name=f"fetch {number}", daemon=True)
+        for number in range(min(threads, len(jobs)))
+    ]
     try:
         for thread in running:
             thread.start()

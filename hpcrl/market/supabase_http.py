@@ -114,7 +114,7 @@ class Rest:
     def open(self) -> None:
         from supabase import ClientOptions, create_client  # costs half a second, which --help need not pay
 
-        answer = min(ANSWER_SECONDS, max(self._patience, 1.0))
+        answer = min(ANSWER_SECONDS, max(self._patience / 4, 1.0))  # so that it is asked more than once
         self._http = httpx.Client(
             timeout=httpx.Timeout(answer, connect=min(CONNECT_SECONDS, answer), pool=None),
             limits=httpx.Limits(max_connections=self._connections + 1),
@@ -182,7 +182,7 @@ class Rest:
             tries, spent = retrying.statistics["attempt_number"], time.monotonic() - began
             raise RunFailed(
                 f"{what}: {self.host} failed {tries} times in {spent:.0f} s, last with: {fault}; "
-                "nothing was written, run it again to go on from here"
+                "run it again to go on from here"
             ) from None
 
     def _note(self, response: httpx.Response) -> None:
@@ -204,6 +204,8 @@ class Rest:
         except httpx.HTTPError as error:
             self._reached = True
             raise _Again(self._clean(f"{type(error).__name__} {error}")) from None
+        except (ValueError, RecursionError):  # supabase-py: a count that is no number, JSON too deep to read
+            raise _Again("an answer that makes no sense") from None
         except RuntimeError:  # httpx: the client was closed, while a thread still asked
             if self.stopping.is_set():
                 raise Stopped("stopped") from None
@@ -252,7 +254,7 @@ class Rest:
             message = f"{self.host} does not expose this schema: Settings > API > Exposed schemas ({shown})"
         else:
             message = f"{what}: {self.host} refused: {shown}"
-        return Refused(message, status, code, text)
+        return Refused(message, status, code, text + hint)
 
     def _clean(self, text: str) -> str:
         """One short line in which the key does not occur, whatever a server sends back."""

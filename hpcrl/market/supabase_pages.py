@@ -29,8 +29,8 @@ READINGS = 4
 """Once, and three times anew where the table changed meanwhile."""
 PAGE_TRIES = 3
 """Of a page that ends too early: an answer may have been cut off."""
-_NO_FLOAT = ("22P02", "22003", "42846")
-"""PostgreSQL: text that is no number, out of range, no cast."""
+_NO_FLOAT = ("22P02", "22003", "22023", "42846")
+"""PostgreSQL: text that is no number, out of range, JSON that is none, no cast."""
 
 Report = Callable[[int, int], None]
 """Called with the rows so far and in all."""
@@ -145,7 +145,7 @@ class Reader:
             why = f"expected {counts.before:,} rows ({after:,} at the end), received {counts.received:,}"
         raise RunFailed(
             f"{self._label}, {self._query.table}: {why}; read {READINGS} times. Either the table changes "
-            "while it is read, or the server leaves rows out; nothing was written"
+            "while it is read, or the server leaves rows out"
         )
 
     def _what(self) -> str:

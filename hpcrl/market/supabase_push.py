@@ -48,9 +48,9 @@ class SupabaseTarget:
         requests_per_second: float = 20.0,
         patience_seconds: float = 300.0,
     ) -> None:
+        self._rest = Rest(url, key, 1, requests_per_second, patience_seconds)
         check_key(key, url)
         self.tables = tables
-        self._rest = Rest(url, key, 1, requests_per_second, patience_seconds)
         self._timeframe, self._timezone, self._page_rows = timeframe, timezone, page_rows
         self._found: Found | None = None
 

@@ -18,7 +18,7 @@ from hpcrl.market.clean import YEARS, iso
 from hpcrl.types import HpcrlError
 
 # How PostgreSQL spells date, timestamp and timestamptz in JSON; a column of text may hold anything else.
-_STAMP = re.compile(r"\d{4}-\d\d-\d\d(T\d\d:\d\d:\d\d(?:\.\d+)?)?(?(1)(Z|[+-]\d\d(?::\d\d){0,2})?)")
+_STAMP = re.compile(r"\d{4}-\d\d-\d\d(T\d\d:\d\d:\d\d(?:\.\d+)?)?(?(1)(Z|[+-]\d\d(?::\d\d)?)?)")
 _NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?|NaN|[+-]?Infinity")
 _FIRST, _LAST = (np.datetime64(f"{year}-01-01", "us") for year in YEARS)
 _UTC = "+00:00"

@@ -91,7 +91,7 @@ def _clock_of_empty(rest: Rest, table: BarsTable, timezone: str | None) -> Clock
         rest.read(query.is_(table.timestamp, True).limit(1), table.table)
         kind = "boolean"
     except Refused as refusal:
-        told = re.search(r"not type (.+)$", refusal.text)
+        told = re.search(r"not type ([a-z ]+)", refusal.text)
         if refusal.code != "42804" or told is None:
             raise
         kind = told[1]
