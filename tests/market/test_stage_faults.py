@@ -280,6 +280,35 @@ def test_a_table_that_never_rests_fails_with_its_counts(stage, postgrest, tmp_pa
     check_failed(code, err, tmp_path, STRUCK, "2,5")
 
 
+INDICATORS = """
+INSERT INTO technical_indicators SELECT symbol, timeframe, timestamp, name, close
+FROM historical_bars, (VALUES ('rsi'), ('ema_12')) names(name)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("status", {"status": 500}),
+        ("hole", {}),
+        ("end", {}),
+        ("count", {"add": 3}),
+        ("cut", {}),
+        ("drop", {}),
+    ],
+    ids=label,
+)
+def test_indicators_are_whole_or_there_is_no_file(stage, postgrest, tmp_path, kind, options):
+    loaded(postgrest, ROWS)
+    with psycopg.connect(postgrest.conninfo, autocommit=True) as database:
+        database.execute(INDICATORS)
+    switch = postgrest.switch(kind, table="technical_indicators", symbol=STRUCK, **options)
+    code, err = stage("--patience", 1)
+    check_struck(postgrest, switch)
+    check_failed(code, err, tmp_path, STRUCK, "technical_indicators")
+
+
 @pytest.mark.slow
 def test_an_older_file_outlives_a_staging_that_fails(stage, postgrest, tmp_path):
     frame = loaded(postgrest, ROWS)
