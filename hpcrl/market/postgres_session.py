@@ -134,8 +134,42 @@ class Session:
             self.connection.cursor() as cursor,
         ):
             with cursor.copy(query) as rows:
-                for block in read_rows(rows, len(fields)):
+                pieces = _Pieces(rows)
+                for block in read_rows(pieces, len(fields)):
                     done += len(block)
                     yield block
-            if cursor.rowcount != done:
-                raise RunFailed(f"{symbol}: {done:,} of {cursor.rowcount:,} rows of {name} were received")
+            if pieces.sent != done:
+                raise RunFailed(f"{symbol}: {done:,} of {pieces.sent or 0:,} rows of {name} were received")
+
+
+class _Pieces:
+    """What a COPY to stdout sends; ``sent`` rows, as the server says at the end.
+
+    psycopg's ``read`` waits, so that a signal is heard, and raises; but it takes four calls for each row. So
+    the rows that have arrived meanwhile are taken from libpq (measured: half of the time that we spend).
+    """
+
+    def __init__(self, rows: psycopg.Copy) -> None:
+        self._rows = rows
+        self.sent: int | None = None
+
+    def __iter__(self) -> Iterator[memoryview]:
+        pgconn = self._rows.connection.pgconn
+        while len(piece := self._rows.read()):
+            yield memoryview(piece)
+            size, data = pgconn.get_copy_data(1)
+            while size > 0:
+                yield data
+                size, data = pgconn.get_copy_data(1)
+            if size < 0:  # that was the last one: the outcome follows
+                self.sent = self._outcome(pgconn)
+                return
+        self.sent = self._rows.cursor.rowcount
+
+    def _outcome(self, pgconn: psycopg.pq.abc.PGconn) -> int | None:
+        found = pgconn.get_result()
+        while (more := pgconn.get_result()) is not None:
+            found = more
+        if found is None or found.status != psycopg.pq.ExecStatus.COMMAND_OK:
+            raise psycopg.errors.error_from_result(found) if found else psycopg.OperationalError("no outcome")
+        return found.command_tuples
