@@ -119,6 +119,7 @@ class StoreWriter:
         self._temporary = temporary_path(self.path)
         self._sink: _Sink | None = None
         self._file: h5py.File | None = None
+        self._hasher = ThreadPoolExecutor(1)
 
     def __enter__(self) -> StoreWriter:
         try:
@@ -144,7 +145,7 @@ class StoreWriter:
             if name != "features":
                 _check_array(bars, name, array)
                 digest.update(f"{name} {array.dtype.str} {array.shape}\n".encode())
-                _put(_dataset(group, name, array.shape, array.dtype), (), array, digest)
+                self._put(_dataset(group, name, array.shape, array.dtype), (), array, digest)
         self._write_features(group, bars, features, digest)
         self._digests[bars.symbol] = digest.hexdigest()
         self._symbols[bars.symbol] = {
@@ -163,12 +164,19 @@ class StoreWriter:
         count = 0
         for column in bars.features.T if features is None else features:
             _check_array(bars, "features", column)
-            _put(dataset, (count,), column, digest)
+            self._put(dataset, (count,), column, digest)
             count += 1
             if self._sink is not None and self._sink.error is not None:  # no use in going on
                 raise write_error(self.path, self._sink.error)
         if count != shape[0]:
             raise ValueError(f"{bars.symbol}: {count} features, {shape[0]} expected")
+
+    def _put(self, dataset: h5py.Dataset, at: tuple[int, ...], array: np.ndarray, digest: Any) -> None:
+        """Write one row of a dataset (or all of it) while another thread hashes it."""
+        array = np.ascontiguousarray(array)
+        hashed = self._hasher.submit(digest.update, array.view(np.uint8).data if array.size else b"")
+        dataset[at if at else ...] = array
+        hashed.result()
 
     def finish(self) -> str:
         """Write the header, close and sync the temporary file; returns the hash of the contents."""
@@ -203,6 +211,7 @@ class StoreWriter:
                 self._file.close()
                 with contextlib.suppress(OSError):
                     self._sink.finish()  # type: ignore[union-attr]
+            self._hasher.shutdown()
             self._temporary.unlink(missing_ok=True)
 
 
@@ -230,13 +239,6 @@ def _dataset(group: h5py.Group, name: str, shape: tuple[int, ...], dtype: np.dty
     blosc = hdf5plugin.Blosc(cname="lz4", clevel=5, shuffle=hdf5plugin.Blosc.SHUFFLE)
     chunks = (*(1 for _ in shape[:-1]), rows)
     return group.create_dataset(name, shape=shape, dtype=dtype, chunks=chunks, **blosc)
-
-
-def _put(dataset: h5py.Dataset, at: tuple[int, ...], array: np.ndarray, digest: Any) -> None:
-    """Write and hash one row of a dataset (or all of it)."""
-    array = np.ascontiguousarray(array)
-    digest.update(array.view(np.uint8).data if array.size else b"")
-    dataset[at if at else ...] = array
 
 
 def write_store(
