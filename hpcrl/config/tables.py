@@ -5,11 +5,13 @@ Every name stands as the database spells it. The defaults are the tables that ``
 
 from __future__ import annotations
 
+import difflib
 from typing import Literal
 
 from pydantic import Field
 
 from hpcrl.config.base import Section
+from hpcrl.types import HpcrlError
 
 
 class BarsTable(Section):
@@ -56,3 +58,14 @@ class Tables(Section):
         default={"1Min": 60, "5Min": 300, "15Min": 900, "30Min": 1800, "1Hour": 3600, "1Day": 86400}
     )
     """The database's name of a timeframe -> seconds of a bar."""
+
+    def bar_seconds(self, timeframe: str) -> int:
+        """HpcrlError: the timeframe is not known."""
+        if timeframe not in self.timeframes:
+            near = difflib.get_close_matches(timeframe, self.timeframes, 1, cutoff=0.4)
+            hint = f" (did you mean {near[0]}?)" if near else ""
+            raise HpcrlError(
+                f"timeframe {timeframe!r} is not known{hint}; known: {', '.join(self.timeframes)}; "
+                "more go into timeframes of --tables"
+            )
+        return self.timeframes[timeframe]

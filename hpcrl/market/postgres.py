@@ -16,7 +16,7 @@ from pydantic import SecretStr
 
 from hpcrl.config.tables import BarsTable, IndicatorsTable, Tables
 from hpcrl.market.bars import ACTIONS
-from hpcrl.market.postgres_session import Session, as_float, find_place, seconds_of, where
+from hpcrl.market.postgres_session import Session, as_float, find_place, where
 from hpcrl.market.postgres_table import NUMBERS, Column, find_table, missing_table
 from hpcrl.market.source import Columns, Progress, Span
 from hpcrl.types import HpcrlError
@@ -45,7 +45,9 @@ class Postgres:
         self._timeframe = timeframe
         self._features = features
         self._timezone = timezone
-        self._bar_seconds = seconds_of(tables, timeframe)
+        self._bar_seconds = tables.bar_seconds(timeframe)
+        self._progress: Progress | None = None
+        self._totals: dict[str, int] = {}
         self._values: dict[str, Column] = {}
         self._indicators: dict[str, Column] | None = None
         """Wide: by the database's name; long: ``name`` and ``value``."""
@@ -123,16 +125,21 @@ class Postgres:
         return int(self._session.ask(query, symbol)[0][0])
 
     def prepare(self, wanted: dict[str, Span], progress: Progress) -> None:
-        """Nothing: COPY is as fast later."""
+        """Only who watches is remembered: COPY is as fast later."""
+        self._progress = progress
+        self._totals = {symbol: self.count(symbol, span) for symbol, span in wanted.items()}
 
     def bars(self, symbol: str, span: Span) -> Iterator[Columns]:
-        place = self._bars
+        place, done = self._bars, 0
         self._refuse_unstamped(symbol)
         fields = [as_float(column) for column in self._values.values()]
         for block in self._session.copy(place, symbol, fields, place.where(self._timeframe, symbol, span)):
             columns = {"timestamp": place.stamps.to_ns(block["v0"], symbol)}
             for number, name in enumerate(self._values, 1):
                 columns[name] = block[f"v{number}"].astype(np.float64)
+            done += len(block)
+            if self._progress is not None:
+                self._progress(symbol, done, max(done, self._totals.get(symbol, 0)))
             yield columns
 
     def _refuse_unstamped(self, symbol: str) -> None:

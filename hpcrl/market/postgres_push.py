@@ -16,7 +16,7 @@ from pydantic import SecretStr
 from hpcrl.config.tables import Tables
 from hpcrl.market.bars import ACTIONS
 from hpcrl.market.postgres_copy import pack_rows
-from hpcrl.market.postgres_session import Session, as_float, find_place, seconds_of
+from hpcrl.market.postgres_session import Session, as_float, find_place
 from hpcrl.market.postgres_table import Column, find_table, missing_table
 from hpcrl.market.push_read import EXTRA, NEEDED
 from hpcrl.market.source import Columns, Span
@@ -41,7 +41,7 @@ class PostgresTarget:
         self._session = Session(conninfo, snapshot=False)
         self._timeframe = timeframe
         self._timezone = timezone
-        self._bar_seconds = seconds_of(tables, timeframe)
+        self._bar_seconds = tables.bar_seconds(timeframe)
         self._values: dict[str, Column] = {}
 
     def __reduce_ex__(self, protocol: Any) -> NoReturn:

@@ -14,13 +14,13 @@ import psycopg
 from psycopg import sql
 from pydantic import SecretStr
 
-from hpcrl.config.tables import BarsTable, IndicatorsTable, Tables
+from hpcrl.config.tables import BarsTable, IndicatorsTable
 from hpcrl.market.postgres_connect import begin, connect, told
 from hpcrl.market.postgres_copy import read_rows
 from hpcrl.market.postgres_stamps import Stamps
 from hpcrl.market.postgres_table import Column, Table
 from hpcrl.market.source import Span
-from hpcrl.types import HpcrlError, RunFailed
+from hpcrl.types import RunFailed
 
 
 @dataclass(frozen=True)
@@ -56,14 +56,6 @@ def find_place(
         None if frame is None else table.column(f"{section}.timeframe", frame),
         Stamps(table.stamp(f"{section}.timestamp", mapped.timestamp, timezone, bar_seconds), timezone),
     )
-
-
-def seconds_of(tables: Tables, timeframe: str) -> int:
-    """Of a bar. HpcrlError: the timeframe is not known."""
-    if timeframe not in tables.timeframes:
-        known = ", ".join(tables.timeframes)
-        raise HpcrlError(f"timeframe {timeframe!r} is not known; known: {known} (timeframes in --tables)")
-    return tables.timeframes[timeframe]
 
 
 def where(conditions: list[sql.Composable]) -> sql.Composable:

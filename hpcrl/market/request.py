@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,7 +10,6 @@ from hpcrl.config.tables import Tables
 from hpcrl.market.calendar import SECOND_NS
 from hpcrl.market.options import Adjustment, StageOptions
 from hpcrl.market.source import Progress, Span
-from hpcrl.types import HpcrlError
 
 
 def no_progress(symbol: str, done: int, total: int) -> None:
@@ -50,16 +48,8 @@ class DatabaseRequest:
 
     @property
     def bar_seconds(self) -> int:
-        """HpcrlError: the timeframe is not in ``tables.timeframes``."""
-        known = self.tables.timeframes
-        if self.timeframe not in known:
-            near = difflib.get_close_matches(self.timeframe, known, 1, cutoff=0.4)
-            hint = f" (did you mean {near[0]}?)" if near else ""
-            raise HpcrlError(
-                f"timeframe {self.timeframe!r} is not known{hint}; known: {', '.join(known)}; "
-                "more go into timeframes of --tables"
-            )
-        return known[self.timeframe]
+        """HpcrlError: the timeframe is not known."""
+        return self.tables.bar_seconds(self.timeframe)
 
     @property
     def options(self) -> StageOptions:
