@@ -147,6 +147,6 @@ def _failure(error: psycopg.Error, what: str, conninfo: SecretStr) -> HpcrlError
         reason = f"the server broke off the query: {reason}"
     elif isinstance(error, errors.LockNotAvailable):
         reason = f"somebody holds a lock on the table: {reason}"
-    elif isinstance(error, (psycopg.OperationalError, psycopg.InterfaceError)):
+    elif isinstance(error, (psycopg.OperationalError, psycopg.InterfaceError)) or error.sqlstate is None:
         reason = f"the connection was lost: {reason}"
     return kind(redact(f"{what}: {reason}", Secrets(database_url=conninfo)))

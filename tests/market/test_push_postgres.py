@@ -257,8 +257,10 @@ def test_what_a_column_cannot_hold_is_refused_and_nothing_is_written(
     assert count(connection) == 0
 
 
-def test_numeric_columns_without_limits_keep_every_bit(connection, push, read, tmp_path):
+def test_numeric_columns_without_limits_keep_every_bit(connection, push, read, database, tmp_path):
     make_tables(connection, Tables())
+    name = sql.Identifier(database.rpartition("=")[2])
+    connection.execute(sql.SQL("alter database {} set extra_float_digits = 0").format(name))
     for name in NAMES:
         connection.execute(f"alter table historical_bars alter column {name} type numeric")
     push(write(tmp_path / "a.csv", make_bars(300)))
@@ -359,6 +361,7 @@ def test_two_pushes_at_once_wait_for_each_other(connection, push, read, postgres
     second.start()
     waiting = "select count(*) from pg_locks where locktype = 'advisory' and not granted"
     while connection.execute(waiting).fetchone() == (0,):
+        assert second.is_alive(), "it did not wait"
         time.sleep(0.005)
     first.insert("A", make_bars(20), False)
     first.commit()

@@ -6,6 +6,7 @@ own for one test. Passwords are asked of the roles that ``user_with_password`` m
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import itertools
 import os
@@ -164,7 +165,8 @@ class PostgresServer:
             self._process.wait(30)
         if hasattr(self, "_broom"):
             self._broom.stdin.close()
-            self._broom.wait(30)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._broom.wait(60)  # it goes on by itself
 
 
 def _account() -> pwd.struct_passwd:
@@ -186,9 +188,12 @@ def postgres() -> Iterator[PostgresServer]:
 
 
 @pytest.fixture
-def database(postgres: PostgresServer) -> str:
-    """The conninfo of an empty database."""
-    return postgres.fresh_database()
+def database(postgres: PostgresServer) -> Iterator[str]:
+    """The conninfo of an empty database, which goes with the test: hundreds of them take long to remove."""
+    conninfo = postgres.fresh_database()
+    yield conninfo
+    with postgres.connect() as connection:
+        connection.execute(f"drop database {conninfo.rpartition('=')[2]} with (force)")
 
 
 def canary() -> str:
