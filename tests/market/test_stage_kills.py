@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 import signal
 import subprocess
 import time
@@ -88,6 +89,7 @@ def kill_and_check(staging: Staging, kills: int, record_property) -> None:
         else:
             found["spool" if any(folder.iterdir()) else "nothing"] += 1
         assert staging.finish(folder) == whole
+        shutil.rmtree(folder)
     record_property(f"{kills} kills of hpcrl stage {staging.verb} (left behind)", found)
     assert found["temporary"] > 0, found
 
