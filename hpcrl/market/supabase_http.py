@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import email.utils
 import json
-import re
 import ssl
 import threading
 import time
@@ -32,7 +31,8 @@ if TYPE_CHECKING:
 CONNECT_SECONDS, ANSWER_SECONDS = 10.0, 60.0
 FIRST_WAIT, LONGEST_WAIT = 0.25, 30.0
 FIRST_CONTACT_TRIES = 3
-_MINUS_ZERO = re.compile(rb"[:,\[\s]-0\s*[,}\]]")
+_MINUS_ZEROS = (b":-0,", b":-0}")
+"""As PostgreSQL's row_to_json spells it."""
 
 
 class Answer(NamedTuple):
@@ -115,13 +115,17 @@ class Rest:
         from supabase import ClientOptions, create_client  # costs half a second, which --help need not pay
 
         answer = min(ANSWER_SECONDS, max(self._patience / 4, 1.0))  # so that it is asked more than once
-        self._http = httpx.Client(
-            timeout=httpx.Timeout(answer, connect=min(CONNECT_SECONDS, answer), pool=None),
-            limits=httpx.Limits(max_connections=self._connections + 1),
-            # A redirection would carry the key in its header to wherever it leads.
-            follow_redirects=False,
-            event_hooks={"response": [self._note]},
-        )
+        try:
+            self._http = httpx.Client(
+                timeout=httpx.Timeout(answer, connect=min(CONNECT_SECONDS, answer), pool=None),
+                limits=httpx.Limits(max_connections=self._connections + 1),
+                # A redirection would carry the key in its header to wherever it leads.
+                follow_redirects=False,
+                event_hooks={"response": [self._note]},
+            )
+        except (ImportError, ValueError):  # whose text may hold the proxy's password
+            names = "HTTP_PROXY, HTTPS_PROXY, ALL_PROXY"
+            raise HpcrlError(f"the proxy that the environment names cannot be used ({names})") from None
         options = ClientOptions(
             httpx_client=self._http,
             auto_refresh_token=False,
@@ -217,7 +221,9 @@ class Rest:
         rows = found.data
         if not response.content.strip() or not isinstance(rows, list) or not set(map(type, rows)) <= {dict}:
             raise _Again(f"HTTP {response.status_code} with a body that is no list of rows")
-        if _MINUS_ZERO.search(response.content):  # JSON's integer -0 is PostgreSQL's float -0
+        if any(
+            spelled in response.content for spelled in _MINUS_ZEROS
+        ):  # JSON's integer -0 is PostgreSQL's float -0
             rows = json.loads(response.content, parse_int=lambda text: -0.0 if text == "-0" else int(text))
         return Answer(rows, found.count)
 

@@ -148,6 +148,13 @@ def test_what_is_no_address_is_refused_and_not_shown(postgrest, tmp_path, url):
     assert "SUPABASE_URL is no address of a project" in message and "secret" not in message
 
 
+@pytest.mark.parametrize("proxy", ["socks5://user:secret@127.0.0.1:1", "gopher://user:secret@127.0.0.1:1"])
+def test_a_proxy_that_cannot_be_used_is_not_shown(postgrest, tmp_path, monkeypatch, proxy):
+    monkeypatch.setenv("ALL_PROXY", proxy)
+    message = refused(postgrest, tmp_path)
+    assert "ALL_PROXY" in message and "secret" not in message
+
+
 def test_a_redirection_is_not_followed_with_the_key(postgrest, tmp_path):
     postgrest.switch("status", status=301)
     assert "redirects" in refused(postgrest, tmp_path)
