@@ -46,8 +46,8 @@ HASHED = (
 NEEDED = (*HASHED, "source", "query", "created", "timezone", "symbols", "sha256", "git_commit")
 CHUNK_BYTES = 1 << 20
 """Measured: chunks of 0.5 to 4 MB write and read alike; smaller ones are slower."""
-BLOCK_BYTES = 16 << 20
-"""Of features that are written at once: all of 100,000 bars, a few of a million."""
+BLOCK_BYTES = 8 << 20
+"""Of features that are written at once: twenty of 100,000 bars, two of a million."""
 THREAD_BYTES = 2 << 20
 """Measured: below, two threads lose more by handing each other the interpreter than hashing takes."""
 
