@@ -1,6 +1,7 @@
 """One symbol's clean rows laid on its calendar's grid: gaps masked, off-grid rows put aside, features added.
 
-Refuses data whose grid is not the calendar's (more than a fifth of the rows off it, bars longer than
+Rows outside the sessions (before the open, after the close) are put aside, too. Refuses data whose grid is
+not the calendar's (more than a fifth of the rows off it, or outside of thinly held sessions, bars longer than
 ``bar_seconds``, or hardly any of the expected bars there), corporate actions that sit on an off-grid row,
 and features that are not finite.
 """
@@ -23,6 +24,10 @@ from hpcrl.types import HpcrlError
 
 OFF_GRID_LIMIT = 0.20
 """Above this share of off-grid rows the calendar, the time zone or the bar length is wrong (a guess)."""
+WELL_HELD = 0.80
+"""Extended hours may be many rows; with another time zone the sessions would hardly be filled (a guess)."""
+EXTENDED_SECONDS = 6 * 3600
+"""Before an open and after a close: 04:00 to 20:00 in New York. A market that never closes has more."""
 LEAST_COVERAGE = 0.10
 """Below this share of the expected bars a stamp is astray or the calendar is wrong (a guess)."""
 ADVICE = "check --calendar (24/7 for a market that never closes), --timezone and --bar-seconds"
@@ -33,8 +38,8 @@ SPLIT_TOLERANCE = 0.04
 
 def align(
     raw: RawBars, grid: Grid, bar_seconds: int, features: tuple[str, ...], computed: bool
-) -> tuple[SymbolBars, RawBars]:
-    """Bars of one symbol with their features, and the rows that are off the grid."""
+) -> tuple[SymbolBars, dict[str, RawBars]]:
+    """Bars of one symbol with their features, and the rows put aside by kind, as ``lay``."""
     bars, own, aside = lay(raw, grid, bar_seconds, features)
     columns = list(feature_columns(bars, own, computed))
     return replace(bars, features=np.stack(columns, axis=1)), aside
@@ -42,24 +47,20 @@ def align(
 
 def lay(
     raw: RawBars, grid: Grid, bar_seconds: int, features: tuple[str, ...]
-) -> tuple[SymbolBars, dict[str, np.ndarray], RawBars]:
-    """(bars without features, own features of the present bars, rows that are off the grid).
+) -> tuple[SymbolBars, dict[str, np.ndarray], dict[str, RawBars]]:
+    """(bars without features, own features of the present bars, rows put aside: off_grid, outside_session).
 
     Uses ``raw`` up: its columns are taken out, so that a million rows are not held twice.
     """
     symbol, stamp_R = raw.symbol, raw.ts
     place_R = np.minimum(np.searchsorted(grid.ts_G, stamp_R), max(len(grid.ts_G) - 1, 0))
     on_R = grid.ts_G[place_R] == stamp_R if len(grid.ts_G) else np.zeros(len(stamp_R), dtype=bool)
-    _check_grid(symbol, stamp_R, on_R, bar_seconds)
-    aside = raw.take(~on_R)
-    acting = (aside.action("split") != 1.0) | (aside.action("dividend") != 0.0)
-    acting |= ~np.isnan(aside.action("delist"))
-    if acting.any():
-        raise HpcrlError(
-            f"{symbol}: the off-grid row at {iso(int(aside.ts[acting][0]))} carries a split, dividend or "
-            "delisting, which dropping it would lose; move it to a bar of the session"
-        )
-    if len(aside.ts):
+    within_R = on_R | _within_sessions(stamp_R, grid, bar_seconds)
+    _check_grid(symbol, stamp_R, on_R, within_R, grid, bar_seconds)
+    aside = {"off_grid": raw.take(within_R & ~on_R), "outside_session": raw.take(~within_R)}
+    for one in aside.values():
+        _check_idle(one)
+    if not on_R.all():
         used, raw, place_R = raw, raw.take(on_R), place_R[on_R]
         used.columns.clear()
     span = slice(place_R[0], place_R[-1] + 1)
@@ -67,6 +68,31 @@ def lay(
     _check_share(symbol, raw.ts, int(place_R[-1] - place_R[0]) + 1)
     bars = _fill(raw, place_R - place_R[0], grid, span)
     return bars, {name: raw.columns.pop(name) for name in features}, aside
+
+
+def _within_sessions(stamp_R: np.ndarray, grid: Grid, bar_seconds: int) -> np.ndarray:
+    before_R = np.searchsorted(grid.ts_G, stamp_R, side="right") - 1
+    bar_R = grid.ts_G[np.maximum(before_R, 0)] if len(grid.ts_G) else np.zeros_like(stamp_R)
+    return (before_R >= 0) & (stamp_R < bar_R + bar_seconds * SECOND_NS)
+
+
+def _near_sessions(stamp_R: np.ndarray, grid: Grid, bar_seconds: int) -> np.ndarray:
+    after_R = np.searchsorted(grid.ts_G, stamp_R, side="right")
+    last = len(grid.ts_G) - 1
+    since_R = stamp_R - grid.ts_G[np.clip(after_R - 1, 0, last)] - bar_seconds * SECOND_NS
+    until_R = grid.ts_G[np.clip(after_R, 0, last)] - stamp_R
+    near = EXTENDED_SECONDS * SECOND_NS
+    return ((after_R > 0) & (since_R < near)) | ((after_R <= last) & (until_R <= near))
+
+
+def _check_idle(aside: RawBars) -> None:
+    acting = (aside.action("split") != 1.0) | (aside.action("dividend") != 0.0)
+    acting |= ~np.isnan(aside.action("delist"))
+    if acting.any():
+        raise HpcrlError(
+            f"{aside.symbol}: the row at {iso(int(aside.ts[acting][0]))} is no bar of a session and carries "
+            "a split, dividend or delisting, which dropping it would lose; move it to a bar of the session"
+        )
 
 
 def check_coverage(symbol: str, stamp_R: np.ndarray, sessions: Sessions) -> None:
@@ -88,10 +114,18 @@ def _check_share(symbol: str, stamp_R: np.ndarray, expected: int) -> None:
     )
 
 
-def _check_grid(symbol: str, stamp_R: np.ndarray, on_R: np.ndarray, bar_seconds: int) -> None:
+def _check_grid(
+    symbol: str, stamp_R: np.ndarray, on_R: np.ndarray, within_R: np.ndarray, grid: Grid, bar_seconds: int
+) -> None:
     share = 1.0 - on_R.mean()
     if share <= OFF_GRID_LIMIT:
         return
+    if on_R.any():
+        lo, hi = np.searchsorted(grid.ts_G, stamp_R[on_R][[0, -1]])
+        well_held = on_R.sum() >= WELL_HELD * (hi - lo + 1)
+        extended_R = ~within_R & _near_sessions(stamp_R, grid, bar_seconds)
+        if well_held and (~on_R & ~extended_R).mean() <= OFF_GRID_LIMIT:
+            return
     step = int(pd.Series(np.diff(stamp_R)).mode().iloc[0]) // SECOND_NS if len(stamp_R) > 1 else bar_seconds
     usual = f" (the usual step of its rows is {step} s)" if step != bar_seconds else ""
     raise HpcrlError(
@@ -197,8 +231,11 @@ def split_jumps(bars: SymbolBars) -> list[dict]:
 
 
 def census(bars: SymbolBars, grid: Grid) -> dict:
-    """Counts of one symbol for the quality report; a session is complete if none of its bars is missing."""
+    """Counts of one symbol for the quality report. Sessions: from its first to its last, also those that lack
+    all bars; complete: those that lack none."""
     session_D, expected_D = np.unique(grid.session_G, return_counts=True)
+    inside_D = (session_D >= bars.session[0]) & (session_D <= bars.session[-1])
+    session_D, expected_D = session_D[inside_D], expected_D[inside_D]
     at_D = np.searchsorted(session_D, bars.session[bars.present])
     there_D = np.bincount(at_D, minlength=len(session_D))
     return {
@@ -208,7 +245,7 @@ def census(bars: SymbolBars, grid: Grid) -> dict:
         "present": int(bars.present.sum()),
         "missing": int((~bars.present).sum()),
         "zero_volume": int((bars.volume == 0).sum()),
-        "sessions": int((there_D > 0).sum()),
+        "sessions": len(session_D),
         "complete_sessions": int((there_D == expected_D).sum()),
         "tradable": max(int(bars.present.sum()) - BURN_IN, 0),
     }

@@ -119,8 +119,13 @@ class Build:
         check_coverage(raw.symbol, raw.ts, self._sessions)
         self._grid = self._grid or self._sessions.grid()  # may be large: only after the check
         bars, own, aside = lay(raw, self._grid, self.options.bar_seconds, self.options.features)
-        what = f"not on the {self.options.calendar} {self.options.bar_seconds} s grid"
-        self.dropped.add("off_grid", place_rows(aside), self.files, what)
+        calendar = self.options.calendar
+        why = {
+            "off_grid": f"not on the {calendar} {self.options.bar_seconds} s grid",
+            "outside_session": f"in no session of {calendar}",
+        }
+        for kind, rows in aside.items():
+            self.dropped.add(kind, place_rows(rows), self.files, why[kind])
         self.writer.add(bars, feature_columns(bars, own, self.options.computed))
         add_symbol(self.report, bars, self._grid, self.options.price_adjustment)
         if self.options.coverage:

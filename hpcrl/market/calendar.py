@@ -50,6 +50,23 @@ class Sessions:
         return _cut(self.start_P, self.stop_P, self.day_P, self.step)
 
 
+def check_calendar(calendar: str) -> None:
+    """HpcrlError: unknown."""
+    if calendar == ALWAYS:
+        return
+    import exchange_calendars as xc
+
+    if calendar not in xc.get_calendar_names():
+        raise _unknown(calendar)
+
+
+def _unknown(calendar: str) -> HpcrlError:
+    return HpcrlError(
+        f"calendar {calendar!r} is not known; use an exchange's MIC such as XNYS, XLON, XTKS, or "
+        f"{ALWAYS} for a market that never closes"
+    )
+
+
 def session_grid(calendar: str, bar_seconds: int, first_ns: int, last_ns: int) -> Grid:
     """The grid of all sessions that touch [first_ns, last_ns]. HpcrlError: unknown calendar, bad length."""
     return find_sessions(calendar, bar_seconds, first_ns, last_ns).grid()
@@ -99,10 +116,7 @@ def _exchange_parts(calendar: str, first_ns: int, last_ns: int) -> tuple[np.ndar
             calendar, start=start - pd.Timedelta(days=14), end=end + pd.Timedelta(days=14)
         )
     except xc.errors.InvalidCalendarName:
-        raise HpcrlError(
-            f"calendar {calendar!r} is not known; use an exchange's MIC such as XNYS, XLON, XTKS, or "
-            f"{ALWAYS} for a market that never closes"
-        ) from None
+        raise _unknown(calendar) from None
     except (ValueError, xc.errors.CalendarError) as error:
         raise HpcrlError(
             f"calendar {calendar} has no sessions for {start.date()} to {end.date()}: {error}"

@@ -39,7 +39,7 @@ class Rows:
         Own features that are indicators may lack a value in the first ``burn_in`` rows (0 then).
         RunFailed: there are no rows.
         """
-        kept: list[Columns] = []
+        kept = _Kept(source.count(symbol, span))
         known, before, held = sum(self.bad.counts.values()), self.read, None
         for block in source.bars(symbol, span):
             self.read += len(block["timestamp"])
@@ -49,14 +49,14 @@ class Rows:
             front = int(np.searchsorted(block["timestamp"], block["timestamp"][-1]))
             held = {name: value[front:].copy() for name, value in block.items()}
             if front:
-                kept.append(self._judge(symbol, {name: value[:front] for name, value in block.items()}))
+                kept.add(self._judge(symbol, {name: value[:front] for name, value in block.items()}))
         if held is None:
             raise RunFailed(f"{symbol}: the table {self.table} has lost its rows meanwhile; run it again")
-        kept.append(self._judge(symbol, held))
+        kept.add(self._judge(symbol, held))
         counted = self.read - before
         if sum(self.bad.counts.values()) > known:
             return None, counted
-        columns = {name: np.concatenate([part.pop(name) for part in kept]) for name in list(kept[0])}
+        columns = kept.columns()
         ts_R = columns.pop("timestamp")
         self._check_delisting(symbol, ts_R, columns)
         for name in self.options.features:
@@ -93,10 +93,36 @@ def _join(held: Columns | None, block: Columns) -> Columns:
     return {name: np.concatenate([held[name], value]) for name, value in block.items()}
 
 
-def _check_order(symbol: str, block: Columns, kept: list[Columns]) -> None:
-    ts_R = block["timestamp"]
-    first = kept[-1]["timestamp"][-1] if kept and len(kept[-1]["timestamp"]) else ts_R[0]
-    if (np.diff(ts_R) < 0).any() or ts_R[0] < first:
+class _Kept:
+    """Rows as they come, in arrays as long as the source counts: no second copy at the end, and no holes."""
+
+    def __init__(self, expected: int) -> None:
+        self._room, self._rows = expected, 0
+        self._arrays: Columns = {}
+
+    def add(self, part: Columns) -> None:
+        end = self._rows + len(part["timestamp"])
+        for name, value in part.items():
+            array = self._arrays.get(name)
+            if array is None or end > len(array):
+                grown = np.empty(max(end, self._room), dtype=value.dtype)
+                if array is not None:
+                    grown[: self._rows] = array[: self._rows]
+                array = self._arrays[name] = grown
+            array[self._rows : end] = value
+        self._rows = end
+
+    def columns(self) -> Columns:
+        return {name: array[: self._rows] for name, array in self._arrays.items()}
+
+    def last(self) -> int | None:
+        """Stamp of the last row."""
+        return int(self._arrays["timestamp"][self._rows - 1]) if self._rows else None
+
+
+def _check_order(symbol: str, block: Columns, kept: _Kept) -> None:
+    ts_R, last = block["timestamp"], kept.last()
+    if (np.diff(ts_R) < 0).any() or (last is not None and ts_R[0] < last):
         raise RunFailed(f"{symbol}: the database's rows are not in order of time near {iso(int(ts_R[0]))}")
 
 

@@ -72,5 +72,5 @@ class DatabaseRequest:
 
     def finished(self, span: Span) -> Span:
         """``span`` without bars that are still being made."""
-        end_ns = time.time_ns() - self.bar_seconds * SECOND_NS + 1
+        end_ns = (time.time_ns() // SECOND_NS - self.bar_seconds) * SECOND_NS
         return Span(span.start_ns, end_ns if span.end_ns is None else min(end_ns, span.end_ns))

@@ -15,6 +15,7 @@ from hpcrl.config.secrets import Secrets, conninfo
 from hpcrl.market.align import present_columns
 from hpcrl.market.bars import SymbolBars
 from hpcrl.market.build import Build, StageResult, prepare_output
+from hpcrl.market.calendar import DAY_NS, check_calendar
 from hpcrl.market.clean import iso
 from hpcrl.market.compare import check_names, compare_indicators
 from hpcrl.market.quality import add_indicators
@@ -26,13 +27,21 @@ from hpcrl.market.stage import stage_synthetic
 from hpcrl.market.store import is_store, read_header
 from hpcrl.market.synthetic import SYMBOLS
 from hpcrl.market.update import Update
-from hpcrl.types import RunFailed
+from hpcrl.types import HpcrlError, RunFailed
 from hpcrl.world.tell import red
 
 FALLBACK = "synthetic-fallback"
 """The ``source`` of made-up bars that stand in for a database's; it is stamped on all that comes of them."""
 FALLBACK_BARS = 1000
 """Tradable bars per symbol."""
+
+
+FUTURE_NS = 2 * DAY_NS
+"""Beyond the last finished bar; less may be a clock that is wrong."""
+
+
+class Rejected(HpcrlError):
+    """Rows that were fetched whole cannot be used."""
 
 
 class Empty(RunFailed):
@@ -61,7 +70,11 @@ def stage_supabase(secrets: Secrets, request: DatabaseRequest) -> StageResult:
         requests_per_second=request.requests_per_second,
         patience_seconds=request.patience_seconds,
     )
-    result = stage_database(source, request, span)
+    try:
+        result = stage_database(source, request, span)
+    except Rejected:
+        source.remove_spool()  # the rows have to be put right, and then fetched anew
+        raise
     source.remove_spool()
     return result
 
@@ -88,8 +101,15 @@ def _check(request: DatabaseRequest) -> tuple[Path, Span]:
     """All that can be refused before any connection."""
     _ = request.options
     check_names(request.tables.indicators.names)
+    check_calendar(request.calendar)
     inputs = [] if request.update is None else [request.update]
-    return prepare_output(request.out, inputs), read_span(request.start, request.end)
+    span = read_span(request.start, request.end)
+    finished = request.finished(span).end_ns
+    if span.start_ns is not None and finished is not None and span.start_ns >= finished:
+        raise HpcrlError(
+            f"--start {request.start} is after the last bar that can be finished ({iso(finished)})"
+        )
+    return prepare_output(request.out, inputs), span
 
 
 def stage_database(
@@ -116,10 +136,25 @@ def stage_database(
 
 
 def _stage(source: Source, request: DatabaseRequest, span: Span, update: Update | None) -> StageResult:
-    options, table = request.options, request.tables.bars.table
-    _check_symbols(source, request, span)
+    counts = _check_symbols(source, request, span)
     spans = {} if update is None else update.spans(source, request.symbols, span)
+    for symbol in request.symbols:
+        total = source.count(symbol, spans[symbol]) if symbol in spans else counts[symbol]
+        request.progress(symbol, 0, total)
     source.prepare(dict.fromkeys(request.symbols, span) | spans, request.progress)
+    try:
+        return _build(source, request, span, spans, update)
+    except RunFailed:
+        raise
+    except HpcrlError as error:
+        raise Rejected(str(error)) from None
+
+
+def _build(
+    source: Source, request: DatabaseRequest, span: Span, spans: dict[str, Span], update: Update | None
+) -> StageResult:
+    """From the rows to the file; ``spans``: of the symbols that ``update`` goes on with."""
+    options, table = request.options, request.tables.bars.table
     rows = Rows(table, options)
     received: dict[str, int] = {}
     query = {
@@ -164,10 +199,14 @@ def _compare(
         add_indicators(report, bars.symbol, found)
 
 
-def _check_symbols(source: Source, request: DatabaseRequest, span: Span) -> None:
-    missing = [symbol for symbol in request.symbols if not source.count(symbol, span)]
+def _check_symbols(source: Source, request: DatabaseRequest, span: Span) -> dict[str, int]:
+    """Rows of each symbol. RunFailed: of one there are none; HpcrlError: some are of the future."""
+    counts = {symbol: source.count(symbol, span) for symbol in request.symbols}
+    if request.end is None and span.end_ns is not None:
+        _refuse_future(source, request, Span(span.end_ns + FUTURE_NS))
+    missing = [symbol for symbol, count in counts.items() if not count]
     if not missing:
-        return
+        return counts
     there = source.symbols()
     known = "" if there is None else f"; the table has {', '.join(there) or 'no symbol of this timeframe'}"
     bounds = [iso(ns) for ns in span if ns is not None]
@@ -176,6 +215,16 @@ def _check_symbols(source: Source, request: DatabaseRequest, span: Span) -> None
         f"{request.tables.bars.table}: no rows for {', '.join(missing)} at timeframe {request.timeframe} "
         f"{when}{known}; nothing was written"
     )
+
+
+def _refuse_future(source: Source, request: DatabaseRequest, span: Span) -> None:
+    """Bars of days to come are stamped wrongly; left out in silence, they would be missing elsewhere."""
+    for symbol in request.symbols:
+        if count := source.count(symbol, span):
+            raise HpcrlError(
+                f"{request.tables.bars.table}: {symbol}: {count:,} rows are stamped after "
+                f"{iso(span.start_ns or 0)}, which is yet to come; put them right, or leave them out by --end"
+            )
 
 
 def _fallback(request: DatabaseRequest, reason: RunFailed) -> StageResult:

@@ -51,12 +51,13 @@ class Update:
                 f"{path}: holds bars of source {header['source']}; only a file staged from a database can be "
                 "updated"
             )
-        start = None if span.start_ns is None else iso(span.start_ns)
+        start = "the first row" if span.start_ns is None else iso(span.start_ns)
+        started = query["start"] or "the first row"
         options = request.options
         for name, was, now in (
             ("table", query["table"], request.tables.bars.table),
             ("timeframe", query["timeframe"], request.timeframe),
-            ("start", query["start"], query["start"] if start is None else start),
+            ("start", started, started if span.start_ns is None else start),
             ("bar seconds", header["bar_seconds"], options.bar_seconds),
             ("calendar", header["calendar"], options.calendar),
             ("price adjustment", header["price_adjustment"], options.price_adjustment),

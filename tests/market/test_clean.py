@@ -183,6 +183,48 @@ def test_the_wrong_calendar_is_recognised(tmp_path):
         stage(walk(600), tmp_path, calendar="NYSE2")
 
 
+def new_york(rows: pd.DataFrame, first: str, last: str) -> pd.DataFrame:
+    """The rows of weekdays between two hours of New York."""
+    local = pd.DatetimeIndex(pd.to_datetime(rows["timestamp"], utc=True)).tz_convert("America/New_York")
+    hour = local.strftime("%H:%M")
+    return rows[(hour >= first) & (hour < last) & (local.dayofweek < 5)].reset_index(drop=True)
+
+
+def test_extended_hours_are_dropped_by_name_and_do_not_hide_the_sessions(tmp_path):
+    rows = walk(5000, symbol="AAPL", start="2024-03-04")  # a clock change within
+    extended, session = new_york(rows, "04:00", "20:00"), new_york(rows, "09:30", "16:00")
+    assert len(session) < 0.5 * len(extended)
+    staged = stage(extended, tmp_path, calendar="XNYS")
+    dropped = staged.report["dropped"]
+    assert dropped["outside_session"]["count"] == len(extended) - len(session) and "off_grid" not in dropped
+    (tmp_path / "two").mkdir()
+    assert staged.sha256 == stage(session, tmp_path / "two", calendar="XNYS").sha256
+    with pytest.raises(HpcrlError, match=r"outside_session among .*strict"):
+        stage(extended, tmp_path, calendar="XNYS", strict=True)
+
+
+def test_hours_of_another_zone_are_no_extended_hours(tmp_path):
+    rows = new_york(walk(8000, symbol="AAPL", start="2024-03-04"), "09:30", "16:00")
+    stamps = pd.DatetimeIndex(pd.to_datetime(rows["timestamp"], utc=True)).tz_convert("America/New_York")
+    wrong = rows.assign(timestamp=stamps.strftime("%Y-%m-%dT%H:%M:%SZ"))  # New York's clock, called UTC
+    with pytest.raises(HpcrlError, match=r"off the calendar's 300 s grid.*--timezone"):
+        stage(wrong, tmp_path, calendar="XNYS")
+
+
+def test_bars_around_the_clock_on_weekdays_are_no_extended_hours(tmp_path):
+    rows = new_york(walk(1200, symbol="ES", start="2024-03-04T12:00:00"), "00:00", "24:00")
+    with pytest.raises(HpcrlError, match="off the calendar's 300 s grid"):
+        stage(rows, tmp_path, calendar="XNYS")
+
+
+def test_a_session_that_is_missing_whole_is_counted(tmp_path):
+    rows = new_york(walk(4000, symbol="AAPL", start="2024-02-05"), "09:30", "16:00")
+    without = rows[~rows["timestamp"].str.startswith("2024-02-07")]
+    counts = [stage(each, tmp_path, calendar="XNYS").report["symbols"]["AAPL"] for each in (rows, without)]
+    assert counts[0]["sessions"] == counts[0]["complete_sessions"] == counts[1]["sessions"]
+    assert counts[1]["complete_sessions"] == counts[0]["sessions"] - 1
+
+
 def test_the_wrong_bar_length_is_recognised(tmp_path):
     with pytest.raises(HpcrlError, match=r"usual step of its rows is 60 s.*--bar-seconds"):
         stage(walk(600, freq="1min"), tmp_path)
@@ -199,7 +241,9 @@ def test_a_symbol_off_the_grid_is_not_hidden_by_the_others(tmp_path):
 def test_an_off_grid_row_with_a_dividend_is_not_dropped(tmp_path):
     table = walk(300).assign(dividend=0.0)
     table.loc[50, ["timestamp", "dividend"]] = ["2024-03-01T04:11:00Z", 0.5]
-    with pytest.raises(HpcrlError, match="off-grid row at 2024-03-01T04:11:00Z carries a split, dividend"):
+    with pytest.raises(
+        HpcrlError, match="row at 2024-03-01T04:11:00Z is no bar of a session and carries a split"
+    ):
         stage(table, tmp_path)
 
 
