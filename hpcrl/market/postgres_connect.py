@@ -6,6 +6,9 @@ Passwords stay in the SecretStr: no message, no exception behind a message, and 
 from __future__ import annotations
 
 import contextlib
+import itertools
+import os
+import socket
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -20,6 +23,9 @@ from hpcrl.types import HpcrlError, RunFailed
 
 CONNECT_SECONDS = 15
 """For each of the addresses that a host's name has; a guess."""
+PROBE_SECONDS = 3.0
+SOCKET_FOLDERS = ("/var/run/postgresql", "/tmp")
+"""Where libpq looks where no host is named."""
 SETTINGS = {
     "statement_timeout": "4h",  # of one symbol's rows; servers often allow two minutes
     "lock_timeout": "1min",  # a table that somebody is altering
@@ -59,8 +65,8 @@ _USERS_MISTAKE = (
 def connect(conninfo: SecretStr) -> psycopg.Connection[tuple]:
     """A connection on which no statement has run yet.
 
-    Unreachable: no server answered; HpcrlError: it refused, or the connection string is no such thing;
-    RunFailed: anything else.
+    Unreachable: nobody is there; HpcrlError: a server refused, or the connection string is no such thing;
+    RunFailed: anything else, such as a server that takes the connection and says nothing.
     """
     options = _checked(conninfo)
     defaults: dict[str, Any] = {"connect_timeout": CONNECT_SECONDS, "application_name": "hpcrl", **_ALIVE}
@@ -101,6 +107,9 @@ def _refusal(error: psycopg.Error, options: dict[str, Any], conninfo: SecretStr)
     reason = lines[-1].rpartition("failed: ")[2].removeprefix("FATAL:").strip()
     reached = "FATAL" in text or "fe_sendauth" in text
     late = isinstance(error, errors.ConnectionTimeout)
+    late = late or "timeout expired" in text
+    if not reached and late and _accepts(options):
+        reached, reason = True, f"accepts connections but does not answer ({reason})"
     message = redact(f"{where}: {reason}", Secrets(database_url=conninfo))
     if not reached and (late or any(sign in text for sign in _NOT_REACHED)):
         return Unreachable(f"cannot reach {message}")
@@ -108,6 +117,39 @@ def _refusal(error: psycopg.Error, options: dict[str, Any], conninfo: SecretStr)
         hint = " (PGPASSWORD, ~/.pgpass or DATABASE_URL gives one)" if "no password supplied" in text else ""
         return HpcrlError(f"{message}{hint}")
     return RunFailed(message)
+
+
+def _accepts(options: dict[str, Any]) -> bool:
+    """Whether anybody takes a connection at one of the hosts, whatever is said on it."""
+    return any(_connects(host, port) for host, port in _places(options))
+
+
+def _places(options: dict[str, Any]) -> list[tuple[str, int]]:
+    """Hosts (a folder: of a socket) and ports, as libpq reads them from ``options`` and its variables."""
+
+    def of(name: str, variable: str) -> list[str]:
+        return str(options.get(name) or os.environ.get(variable) or "").split(",")
+
+    hosts = of("hostaddr", "PGHOSTADDR")
+    if hosts == [""]:
+        hosts = of("host", "PGHOST")
+    ports = of("port", "PGPORT")
+    pairs = zip(hosts, itertools.cycle(ports) if len(ports) == 1 else ports, strict=False)
+    named = [([host] if host else SOCKET_FOLDERS, int(port or 5432)) for host, port in pairs]
+    return [(host, port) for places, port in named for host in places]
+
+
+def _connects(host: str, port: int) -> bool:
+    try:
+        if host.startswith("/"):
+            with socket.socket(socket.AF_UNIX) as local:
+                local.settimeout(PROBE_SECONDS)
+                local.connect(f"{host}/.s.PGSQL.{port}")
+        else:
+            socket.create_connection((host, port), PROBE_SECONDS).close()
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def begin(connection: psycopg.Connection[tuple], *, snapshot: bool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import pickle
 import socket
 import subprocess
@@ -59,11 +60,38 @@ def test_nobody_there_is_unreachable(conninfo, words):
         raise error
 
 
-def test_a_server_that_never_answers_is_unreachable(monkeypatch):
+@pytest.mark.parametrize("kind", ["tcp", "tcp by variables", "socket"])
+def test_a_server_that_takes_connections_and_never_answers_is_a_failure(monkeypatch, tmp_path, kind):
+    """Somebody is there: bars are not to be made up."""
     monkeypatch.setattr(postgres_connect, "CONNECT_SECONDS", 2)  # the least that libpq takes
-    with socket.create_server(("127.0.0.1", 0)) as listener:
+    password = canary()
+    with socket.socket(socket.AF_UNIX if kind == "socket" else socket.AF_INET) as listener:
+        listener.bind(str(tmp_path / ".s.PGSQL.5432") if kind == "socket" else ("127.0.0.1", 0))
+        listener.listen()
+        place = f"host={tmp_path}"
+        if kind == "tcp":
+            place = f"host=127.0.0.1 port={listener.getsockname()[1]}"
+        elif kind == "tcp by variables":
+            monkeypatch.setenv("PGHOST", "127.0.0.1")
+            monkeypatch.setenv("PGPORT", str(listener.getsockname()[1]))
+            place = ""
+        error = refusal(f"{place} user=me password={password}", password)
+    assert isinstance(error, RunFailed) and not isinstance(error, Unreachable)
+    assert "accepts connections but does not answer" in str(error)
+
+
+def test_a_host_that_takes_no_connection_in_time_is_unreachable(monkeypatch):
+    monkeypatch.setattr(postgres_connect, "CONNECT_SECONDS", 2)
+    monkeypatch.setattr(postgres_connect, "PROBE_SECONDS", 1.0)
+    password = canary()
+    with socket.socket() as listener, contextlib.ExitStack() as waiting:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)
         port = listener.getsockname()[1]
-        password = canary()
+        for _ in range(4):  # its queue is full: the system drops whoever comes now, as a firewall does
+            one = waiting.enter_context(socket.socket())
+            one.setblocking(False)
+            one.connect_ex(("127.0.0.1", port))
         error = refusal(f"host=127.0.0.1 port={port} user=me password={password}", password)
     assert isinstance(error, Unreachable)
     assert "timeout expired" in str(error)
