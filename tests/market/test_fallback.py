@@ -112,6 +112,8 @@ def test_an_update_has_no_fallback(request_, tmp_path):
         ({"features": ("close",)}, "feature 'close'"),
         ({"symbols": ("A", "A")}, "symbol A is given twice"),
         ({"timezone": "Mars"}, "Mars"),
+        ({"calendar": "NYSE2"}, "calendar 'NYSE2' is not known"),
+        ({"start": "2200-01-01"}, "--start 2200-01-01 is after the last bar"),
     ],
 )
 def test_a_mistake_in_the_question_comes_before_the_fallback(options, message, request_, tmp_path):
