@@ -100,5 +100,5 @@ def test_duplicates_across_the_borders_of_blocks_are_dropped_or_refused(stage, p
     check_complete(result.path, frame, result.report["source"])
     assert result.report["dropped"]["identical_duplicate"]["count"] == 20
     load_bars(postgrest.conninfo, frame.iloc[999:1000].assign(volume=1.5))
-    with pytest.raises(HpcrlError, match="[12] conflicting_duplicate"):
+    with pytest.raises(HpcrlError, match=r"[12] conflicting_duplicate"):
         stage()
