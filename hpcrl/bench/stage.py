@@ -188,14 +188,20 @@ def _ways(secrets: Secrets, request: DatabaseRequest, folder: Path) -> dict[str,
 
 
 def _symbols(ways: dict[str, Callable[[], Source]], given: tuple[str, ...], most: int) -> tuple[str, ...]:
-    """Those ``given``, else the first that the database has. HpcrlError: it cannot be read, or has none."""
+    """Those ``given``, else the first that the database has. HpcrlError: it cannot be read, or lacks one."""
     named: tuple[str, ...] = given
     for make in ways.values():
         with closing(make()) as source:
             source.open()
             if source.is_empty():
                 raise HpcrlError(f"{source.kind}: the table of bars is empty; there is nothing to fetch")
-            named = named or tuple((source.symbols() or [])[:most])
+            missing = [symbol for symbol in named if not source.count(symbol, Span())]
+            there = source.symbols() if missing or not named else []
+            if missing or (there == [] and not named):
+                known = "" if there is None else f"; it has {', '.join(there) or 'none'}"
+                wanted = ", ".join(missing) or "any symbol"
+                raise HpcrlError(f"{source.kind}: no bars of {wanted} at this --timeframe{known}")
+            named = named or tuple((there or [])[:most])
     if not named:
         raise HpcrlError("the database has too many symbols to list: name those to fetch with --names A,B")
     return named

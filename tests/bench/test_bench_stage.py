@@ -116,3 +116,19 @@ def test_both_ways_are_fetched_and_compared(postgrest, database):  # noqa: F811
 def test_an_empty_table_is_nothing_to_measure(postgrest, database):  # noqa: F811
     with pytest.raises(HpcrlError, match="postgres: the table of bars is empty"):
         bench_stage(1, 400, 1, Secrets(database_url=SecretStr(database)), DatabaseRequest(out=None))
+
+
+@pytest.mark.database
+def test_symbols_that_the_table_lacks_are_nothing_to_measure(postgrest, database):  # noqa: F811
+    load_bars(database, random_walk("A", 10, 0))
+    secrets = {"supabase_url": postgrest.url, "supabase_key": SecretStr(postgrest.key)}
+    ways = {"postgres": {"database_url": SecretStr(database)}, "supabase": secrets}
+    for kind, given in ways.items():
+        for more, message in (
+            ({"symbols": ("A", "B", "C")}, "no bars of B, C at this --timeframe; it has A"),
+            ({"symbols": ("A",), "timeframe": "1Day"}, "no bars of A at this --timeframe; it has none"),
+            ({"timeframe": "1Day"}, "no bars of any symbol at this --timeframe; it has none"),
+        ):
+            with pytest.raises(HpcrlError, match=f"{kind}: {message}") as caught:
+                bench_stage(1, 400, 1, Secrets(**given), DatabaseRequest(out=None, **more))
+            assert caught.value.exit_code == 2
