@@ -27,6 +27,12 @@ def test_a_file_says_only_what_differs(tmp_path):
     assert tables.indicators.names == {"rsi": "RSI14"} and tables.timeframes == Tables().timeframes
 
 
+def test_columns_that_a_wide_table_does_not_have_are_no_doubles(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("indicators: {layout: wide, symbol: value}")
+    assert load_tables(path).indicators.symbol == "value"
+
+
 @pytest.mark.parametrize(
     ("text", "parts"),
     [
@@ -40,6 +46,19 @@ def test_a_file_says_only_what_differs(tmp_path):
         ("bars: {open: a, open: b}", ["line 1", "open is given twice"]),
         ("indicators: {layout: tall}", ["indicators.layout = 'tall'", "'auto', 'long' or 'wide'"]),
         ("timeframes: {5Min: 5 minutes}", ["timeframes.5Min = '5 minutes': a whole number is needed"]),
+        ("bars: {close: open}", ["bars: open and close are both the column 'open'"]),
+        ("bars: {vwap: high}", ["bars: high and vwap are both the column 'high'"]),
+        ("bars: {symbol: ts, timestamp: ts}", ["bars: symbol and timestamp are both the column 'ts'"]),
+        ("indicators: {value: indicator}", ["indicators: name and value are both the column 'indicator'"]),
+        ("bars: {open: ''}", ["bars.open = '': a name is needed"]),
+        ("bars: {table: ' '}", ["bars.table = ' ': a name is needed"]),
+        ("bars: {timeframe: ''}", ["bars.timeframe = '': a name is needed"]),
+        ("indicators: {table: ''}", ["indicators.table = '': a name is needed"]),
+        ("indicators: {names: {rsi: ''}}", ["indicators.names.rsi = '': a name is needed"]),
+        ("indicators: {names: {'': RSI14}}", ["a name is needed"]),
+        ("timeframes: {Never: 0}", ["timeframes.Never = 0", "greater than or equal to 1"]),
+        ("timeframes: {Back: -300}", ["timeframes.Back = -300", "greater than or equal to 1"]),
+        ("timeframes: {Week: 604800}", ["timeframes.Week = 604800", "less than or equal to 86400"]),
         ("- bars", ["key: value"]),
         ("bars: [", ["not valid YAML"]),
     ],
