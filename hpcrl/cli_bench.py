@@ -135,8 +135,8 @@ def bench_stage(
     if not database:
         result = run(symbols, rows, rounds)
     else:
-        request = database_request(tables, names, "", out=Path(), timeframe=timeframe, timezone=timezone,
-                                   requests_per_second=requests_per_second)  # fmt: skip
+        request = database_request(tables, names, "", "--names", out=Path(), timeframe=timeframe,
+                                   timezone=timezone, requests_per_second=requests_per_second)  # fmt: skip
         with known_secrets(SUPABASE + POSTGRES) as secrets:
             result = run(symbols, rows, rounds, secrets, request)
     if as_json:

@@ -24,18 +24,26 @@ TablesFile = Annotated[
 ]
 
 
-def names(text: str) -> tuple[str, ...]:
-    """ "A, B" as ("A", "B")."""
-    return tuple(part.strip() for part in text.split(",") if part.strip())
+def names(text: str, option: str) -> tuple[str, ...]:
+    """ "A, B" as ("A", "B"), "" as (). HpcrlError, which shows the option: something, but no name."""
+    found = tuple(part.strip() for part in text.split(",") if part.strip())
+    if text and not found:
+        raise HpcrlError(f"{option} {text!r} holds no name: write A,B or leave it out")
+    return found
 
 
-def database_request(tables: Path | None, symbols: str, features: str, **options: Any) -> DatabaseRequest:
+def database_request(
+    tables: Path | None, symbols: str, features: str, symbols_option: str = "--symbols", **options: Any
+) -> DatabaseRequest:
     """HpcrlError: words that contradict each other, before anything is reached."""
     from hpcrl.config.load_tables import load_tables
     from hpcrl.market.request import DatabaseRequest
 
     request = DatabaseRequest(
-        tables=load_tables(tables), symbols=names(symbols), features=names(features), **options
+        tables=load_tables(tables),
+        symbols=names(symbols, symbols_option),
+        features=names(features, "--features"),
+        **options,
     )
     _ = request.options  # what is wrong with the words comes before what is wrong with the world
     return request

@@ -78,8 +78,8 @@ def stage_files(
         out,
         calendar=calendar,
         bar_seconds=bar_seconds,
-        features=names(features),
-        symbols=names(symbols),
+        features=names(features, "--features"),
+        symbols=names(symbols, "--symbols"),
         timezone=timezone,
         computed=computed,
         price_adjustment=price_adjustment,
@@ -100,7 +100,7 @@ def stage_synthetic(
     """A random walk: for first steps and tests; no performance claim follows from it."""
     from hpcrl.market.stage import stage_synthetic as run
 
-    _print_staged(run(out, symbols=names(symbols), bars=bars, seed=seed), as_json)
+    _print_staged(run(out, symbols=names(symbols, "--symbols"), bars=bars, seed=seed), as_json)
 
 
 @stage_app.command("planted")
