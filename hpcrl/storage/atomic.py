@@ -68,11 +68,16 @@ def check_output(path: str | Path, inputs: Iterable[str | Path] = ()) -> None:
         above = next((folder for folder in path.absolute().parents if folder.exists()), None)
         if above is not None and not above.is_dir():
             raise HpcrlError(f"{path}: cannot be made, for {above} is no folder")
-        for given in inputs:
-            if Path(given).exists() and path.exists() and os.path.samefile(given, path):
-                raise HpcrlError(f"{path}: is one of the inputs, and would be lost; name another file")
+        there = path.exists()
     except OSError as error:
         raise HpcrlError(f"{path}: cannot be written there: {error.strerror or error}") from None
+    for given in inputs:
+        try:
+            lost = Path(given).exists() and there and os.path.samefile(given, path)
+        except OSError as error:
+            raise HpcrlError(f"{given}: cannot be read: {error.strerror or error}") from None
+        if lost:
+            raise HpcrlError(f"{path}: is one of the inputs, and would be lost; name another file")
 
 
 def fsync_folder(folder: Path) -> None:

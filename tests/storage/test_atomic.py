@@ -179,6 +179,14 @@ def test_an_input_is_no_output_whatever_it_is_called(tmp_path: Path) -> None:
     atomic.check_output(given, [tmp_path / "soft" / "missing"])
 
 
+def test_an_input_that_cannot_be_looked_at_is_named_not_the_output(tmp_path: Path) -> None:
+    given = tmp_path / ("x" * 300)  # a folder without permission would not stop root
+    with pytest.raises(HpcrlError) as caught:
+        atomic.check_output(tmp_path / "out.h5", [given])
+    said = str(caught.value)
+    assert said.startswith(f"{given}: cannot be read: ") and "too long" in said and "out.h5" not in said
+
+
 def test_leftovers_of_other_files_stay_where_names_are_given(tmp_path: Path) -> None:
     child = subprocess.Popen([sys.executable, "-c", ""])
     child.wait()
