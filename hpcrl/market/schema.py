@@ -67,8 +67,6 @@ def _bars(table: BarsTable) -> str:
         column = getattr(table, name)
         if column is not None:
             columns[column] = kind.format(_quote(column))
-    named = [name for name in BarsTable.model_fields if name not in ("schema_name", "table")]
-    _check_once("bars", {name: getattr(table, name) for name in named})
     high, low, open_, close = (_quote(getattr(table, name)) for name in ("high", "low", "open", "close"))
     volume = _quote(table.volume)
     checks = [
@@ -85,9 +83,9 @@ def _bars(table: BarsTable) -> str:
 
 def _indicators(table: IndicatorsTable, name: str) -> str:
     columns = _key_columns(table)
-    fields = {field: getattr(table, field) for field in ("symbol", "timeframe", "timestamp")}
     checks = [f"check (isfinite({_quote(table.timestamp)}))"]
     if table.layout == "wide":
+        fields = {field: getattr(table, field) for field in ("symbol", "timeframe", "timestamp")}
         spelt = {ours: theirs for theirs, ours in table.names.items()}
         theirs = {ours: spelt.get(ours, ours.lower()) for ours in INDICATORS}
         _check_once("indicators", fields | theirs)
@@ -95,7 +93,6 @@ def _indicators(table: IndicatorsTable, name: str) -> str:
         checks.append(f"primary key ({', '.join(_key(table))})")
         comment = "Indicators as of a bar's close: one row per bar, one column per indicator; NULL: none yet."
         return _table(table.schema_name, name, columns, checks, comment)
-    _check_once("indicators", fields | {"name": table.name, "value": table.value})
     columns[table.name] = 'text collate "C" not null'
     columns[table.value] = "double precision"
     *first, stamp = _key(table)

@@ -160,9 +160,12 @@ def test_wide_columns_carry_the_mapped_names(postgres, database):
 @pytest.mark.parametrize(
     "tables, words",
     [
-        (Tables(bars=BarsTable(close="open")), "bars.close and bars.open are both the column 'open'"),
+        (
+            Tables(indicators=IndicatorsTable(layout="wide", names={"symbol": "RSI14"})),
+            "indicators.RSI14 and indicators.symbol are both the column 'symbol'",
+        ),
         (Tables(bars=BarsTable(table="x" * 64)), "1 to 63 bytes"),
-        (Tables(bars=BarsTable(symbol="")), "no name"),
+        (Tables(bars=BarsTable(symbol="a\0b")), "no name"),
     ],
 )
 def test_names_that_cannot_be_are_refused(tables, words):
