@@ -288,7 +288,7 @@ def test_another_start_column_or_zone_takes_up_nothing(postgrest, tmp_path):
     opened(postgrest, tmp_path).prepare({ONE: Span()}, silent)
     for tables, span in (
         ({}, Span(start, None)),
-        ({"bars": {"volume": "close"}}, Span()),
+        ({"bars": {"volume": "close", "close": "volume"}}, Span()),
         ({"bars": {"timeframe": None}}, Span()),
     ):
         source = new_source(postgrest, tmp_path / "other", tables)
