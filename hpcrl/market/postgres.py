@@ -124,6 +124,21 @@ class Postgres:
         query = sql.SQL("select count(*) from {} {}").format(self._bars.table.sql, where(conditions))
         return int(self._session.ask(query, symbol)[0][0])
 
+    def fingerprint(self, symbol: str, span: Span) -> str | None:
+        """Of each column the sum of a hash of its values and their stamps, worked out by the server."""
+        place = self._bars
+        stamp = sql.SQL("hashfloat8extended(extract(epoch from {})::float8, 0)").format(
+            place.stamps.column.sql
+        )
+        sums = [
+            sql.SQL("sum(hashfloat8extended({}, {}))").format(as_float(column), stamp)
+            for column in self._values.values()
+        ]
+        query = sql.SQL("select concat_ws(',', {}) from {} {}").format(
+            sql.SQL(", ").join(sums), place.table.sql, where(place.where(self._timeframe, symbol, span))
+        )
+        return self._session.ask(query, symbol)[0][0]
+
     def prepare(self, wanted: dict[str, Span], progress: Progress) -> None:
         """Only who watches is remembered: COPY is as fast later."""
         self._progress = progress

@@ -29,7 +29,8 @@ class Span(NamedTuple):
 
 
 Progress = Callable[[str, int, int], None]
-"""Called with a symbol, its rows so far, and its rows in all; from any thread."""
+"""Called with a symbol, its rows so far, and its rows in all; from any thread. In all 0: not known yet, and
+the rows so far are an earlier run's."""
 
 
 class Source(Protocol):
@@ -51,6 +52,10 @@ class Source(Protocol):
 
     def count(self, symbol: str, span: Span) -> int:
         """Exact rows of a symbol."""
+        ...
+
+    def fingerprint(self, symbol: str, span: Span) -> str | None:
+        """A number that other values in these rows would change; None where the database cannot tell."""
         ...
 
     def prepare(self, wanted: dict[str, Span], progress: Progress) -> None:

@@ -157,6 +157,7 @@ def _build(
     options, table = request.options, request.tables.bars.table
     rows = Rows(table, options)
     received: dict[str, int] = {}
+    fingerprints: dict[str, str | None] = {}
     query = {
         "table": table,
         "timeframe": request.timeframe,
@@ -164,6 +165,7 @@ def _build(
         "end": request.end,
         "symbols": list(request.symbols),
         "received": received,
+        "fingerprints": fingerprints,
     }
     with Build(request.out, options, source.kind, [table], query) as build:
         build.dropped = rows.dropped
@@ -177,6 +179,7 @@ def _build(
             bars = build.add(raw)
             # Rows up to the last bar, so that an update can ask whether there are still as many.
             received[symbol] = counted - int((raw.ts > bars.ts[-1]).sum())
+            fingerprints[symbol] = source.fingerprint(symbol, Span(span.start_ns, int(bars.ts[-1]) + 1))
             del raw
             if request.indicators:
                 _compare(source, request, bars, spans.get(symbol, span), build.report)

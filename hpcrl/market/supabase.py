@@ -113,6 +113,9 @@ class Supabase:
         query = self._fetcher.query(self._found["bars"], symbol)
         return query.count(span, f"{symbol}, {query.table}")
 
+    def fingerprint(self, symbol: str, span: Span) -> str | None:
+        return None  # PostgREST sums up nothing unless a project allows it
+
     def prepare(self, wanted: dict[str, Span], progress: Progress) -> None:
         self._fetcher.spool.open()
         jobs = [(kind, symbol, span) for kind in self._found for symbol, span in wanted.items()]

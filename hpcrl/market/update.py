@@ -2,7 +2,8 @@
 
 The past may have been filled or rewritten meanwhile (late bars, prices adjusted for a split). So the database
 must still count as many old rows as were received then, and the newest of them must be what they were; else
-the symbol is fetched anew, and the report says so.
+the symbol is fetched anew, and the report says so. Where the database can sum its values up (PostgreSQL, both
+times), any change is seen; else one of an older value that leaves the count and the last OVERLAP bars is not.
 """
 
 from __future__ import annotations
@@ -91,9 +92,14 @@ class Update:
                 )
             self.last_ns[symbol] = int(ts_R[-1])
             was = self.header["query"]["received"][symbol]
-            now = source.count(symbol, Span(span.start_ns, int(ts_R[-1]) + 1))
+            past = Span(span.start_ns, int(ts_R[-1]) + 1)
+            now = source.count(symbol, past)
             if now != was:
                 self.restaged[symbol] = f"{was:,} rows up to {iso(int(ts_R[-1]))} have become {now:,}"
+                continue
+            mark = self.header["query"]["fingerprints"][symbol]
+            if mark is not None and mark != (source.fingerprint(symbol, past) or mark):
+                self.restaged[symbol] = f"values up to {iso(int(ts_R[-1]))} are no longer what they were"
                 continue
             self.first_ns[symbol] = int(ts_R[-min(OVERLAP, len(ts_R))])
             found[symbol] = Span(self.first_ns[symbol], span.end_ns)

@@ -97,7 +97,13 @@ def test_an_update_has_no_fallback(request_, tmp_path):
         walk(400),
         tmp_path / "old.h5",
         source="supabase",
-        query={"table": "historical_bars", "timeframe": "5Min", "start": None, "received": {"BTC/USD": 400}},
+        query={
+            "table": "historical_bars",
+            "timeframe": "5Min",
+            "start": None,
+            "received": {"BTC/USD": 400},
+            "fingerprints": {"BTC/USD": None},
+        },
         calendar="24/7",
     )
     with pytest.raises(RunFailed, match="cannot be updated"):
