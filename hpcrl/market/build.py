@@ -119,6 +119,7 @@ class Build:
         check_coverage(raw.symbol, raw.ts, self._sessions)
         self._grid = self._grid or self._sessions.grid()  # may be large: only after the check
         bars, own, aside = lay(raw, self._grid, self.options.bar_seconds, self.options.features)
+        del raw
         calendar = self.options.calendar
         why = {
             "off_grid": f"not on the {calendar} {self.options.bar_seconds} s grid",

@@ -23,6 +23,10 @@ Compute = Callable[[Columns], np.ndarray]  # float64 [R], NaN in the warm-up
 LONGEST_PERIOD = 10_000
 
 
+def _typical(bars: Columns) -> np.ndarray:
+    return (bars["high"] + bars["low"] + bars["close"]) / 3
+
+
 def session_vwap(bars: Columns) -> np.ndarray:
     """Volume-weighted typical price (h+l+c)/3 since the session's open [R].
 
@@ -33,14 +37,13 @@ def session_vwap(bars: Columns) -> np.ndarray:
         # groupby.cumsum starts afresh in each session, so no session's rounding reaches into another.
         return pd.Series(value_R).groupby(bars["session"]).cumsum().to_numpy()
 
-    typical_R = (bars["high"] + bars["low"] + bars["close"]) / 3
     volume_R = total(bars["volume"])
     traded_R = volume_R > 0
     # One sum after the other: with a million bars each takes 8 MB.
-    value_R = total(typical_R * bars["volume"])
+    value_R = total(_typical(bars) * bars["volume"])
     vwap_R = np.divide(value_R, volume_R, out=np.zeros_like(value_R), where=traded_R)
     if not traded_R.all():
-        mean_R = total(typical_R) / total(np.ones_like(typical_R))
+        mean_R = total(_typical(bars)) / total(np.ones_like(value_R))
         vwap_R[~traded_R] = mean_R[~traded_R]
     return vwap_R
 
