@@ -21,10 +21,8 @@ import talib
 Columns = dict[str, np.ndarray]  # open, high, low, close, volume: float64 [R]; session: int [R]
 Compute = Callable[[Columns], np.ndarray]  # float64 [R], NaN in the warm-up
 LONGEST_PERIOD = 10_000
-
-
-def _typical(bars: Columns) -> np.ndarray:
-    return (bars["high"] + bars["low"] + bars["close"]) / 3
+VWAP_ROWS = 1 << 16
+"""Of whole sessions, summed up at a time."""
 
 
 def session_vwap(bars: Columns) -> np.ndarray:
@@ -32,20 +30,31 @@ def session_vwap(bars: Columns) -> np.ndarray:
 
     Before a session's first trade it is the plain mean of the typical prices so far.
     """
+    session_R = bars["session"]
+    out_R = np.empty(len(session_R))
+    starts = np.r_[0, np.flatnonzero(np.diff(session_R)) + 1, len(session_R)]
+    # Some sessions at a time: of a million bars at once the sums would take 50 MB.
+    lo = 0
+    while lo < len(session_R):
+        hi = int(starts[np.searchsorted(starts, min(lo + VWAP_ROWS, len(session_R)))])
+        out_R[lo:hi] = _vwap({name: value[lo:hi] for name, value in bars.items()})
+        lo = hi
+    return out_R
+
+
+def _vwap(bars: Columns) -> np.ndarray:
+    """Of whole sessions."""
 
     def total(value_R: np.ndarray) -> np.ndarray:
         # groupby.cumsum starts afresh in each session, so no session's rounding reaches into another.
         return pd.Series(value_R).groupby(bars["session"]).cumsum().to_numpy()
 
+    typical_R = (bars["high"] + bars["low"] + bars["close"]) / 3
     volume_R = total(bars["volume"])
     traded_R = volume_R > 0
-    # One sum after the other: with a million bars each takes 8 MB.
-    value_R = total(_typical(bars) * bars["volume"])
-    vwap_R = np.divide(value_R, volume_R, out=np.zeros_like(value_R), where=traded_R)
-    if not traded_R.all():
-        mean_R = total(_typical(bars)) / total(np.ones_like(value_R))
-        vwap_R[~traded_R] = mean_R[~traded_R]
-    return vwap_R
+    value_R = total(typical_R * bars["volume"])
+    mean_R = total(typical_R) / total(np.ones_like(typical_R))
+    return np.divide(value_R, volume_R, out=mean_R.copy(), where=traded_R)
 
 
 def _macd(part: int, fast: float = 12, slow: float = 26, signal: float = 9) -> Compute:
