@@ -188,12 +188,13 @@ def test_retry_after_is_waited_for_up_to_the_patience(postgrest, tmp_path, retry
 
 
 KILLED = """
-import sys, threading
+import signal, sys
 from pathlib import Path
 from pydantic import SecretStr
 from hpcrl.config.tables import Tables
 from hpcrl.market.source import Span
 from hpcrl.market.supabase import Supabase
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in what a shell starts in the background
 url, folder, *symbols = sys.argv[1:]
 source = Supabase(url, SecretStr(sys.stdin.readline().strip()), Tables(), "5Min", Path(folder),
                   requests_per_second=1e6, patience_seconds=60)
@@ -242,7 +243,7 @@ def test_a_killed_run_is_taken_up_where_it_stopped(postgrest, tmp_path, pages):
 
 
 CHANGES = {
-    "overlap": "UPDATE historical_bars SET volume = volume + 1 WHERE timestamp = %s",
+    "up to the overlap": "UPDATE historical_bars SET volume = volume + 1 WHERE timestamp <= %s",
     "overlap gone": "DELETE FROM historical_bars WHERE timestamp = %s",
     "earlier gone": "DELETE FROM historical_bars WHERE timestamp < %s::timestamptz - interval '1 h'",
 }
@@ -261,13 +262,22 @@ def test_a_table_that_changed_since_the_interruption_is_read_anew(postgrest, tmp
     # The rows of a page's last stamp are not kept: the last one in the spool is the 2,997th.
     execute(postgrest, CHANGES[change].replace("%s", f"'{frame['timestamp'][2996]}'"))
     left = frame
-    if change == "overlap":
-        left.loc[2996, "volume"] += 1
+    if change == "up to the overlap":
+        left.loc[:2996, "volume"] += 1
     elif change == "overlap gone":
         left = frame.drop(2996)
     else:
         left = frame[frame["timestamp"] >= frame["timestamp"][2996] - pd.Timedelta("1h")]
     same(rows_of(opened(postgrest, tmp_path), ONE), left)
+
+
+@pytest.mark.parametrize("kind", ["end", "short"])
+def test_an_answer_that_ends_early_costs_a_request_and_not_all_rows_again(postgrest, tmp_path, kind):
+    frame = loaded(postgrest, 4000, [ONE])
+    source = opened(postgrest, tmp_path)
+    postgrest.switch(kind, rows=1, symbol=ONE, first=3, requests=1)
+    same(rows_of(source, ONE), frame)
+    assert [entry["rows"] for entry in asked(postgrest, ONE)].count(1000) == 4
 
 
 def test_rows_that_came_since_the_interruption_are_added(postgrest, tmp_path):
