@@ -191,9 +191,9 @@ def _told(jobs: list[Job], progress: Progress) -> Iterator[tuple[Job, Report]]:
         def tell(rows: int, total: int, job: Job = job) -> None:
             kind, symbol, _ = job
             with lock:
-                counts[symbol][kind] = (rows, total)
+                counts[symbol][kind] = (rows, total or rows)
                 done, all_rows = map(sum, zip(*counts[symbol].values(), strict=True))
-                progress(symbol, done, all_rows)
+                progress(symbol, done, all_rows if total else 0)
 
         yield job, tell
 

@@ -33,7 +33,7 @@ _NO_FLOAT = ("22P02", "22003", "22023", "42846")
 """PostgreSQL: text that is no number, out of range, JSON that is none, no cast."""
 
 Report = Callable[[int, int], None]
-"""Called with the rows so far and in all."""
+"""Called with the rows so far and in all; in all 0: they are an earlier run's."""
 
 
 def quoted(name: str) -> str:
@@ -129,6 +129,8 @@ class Reader:
 
     def read(self) -> None:
         """Go on from what the part holds, to the end. RunFailed: it cannot be had whole."""
+        if self._part.rows:
+            self._report(self._part.rows, 0)
         why = ""
         for reading in range(READINGS):
             if reading:

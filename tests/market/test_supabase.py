@@ -288,7 +288,10 @@ def test_rows_that_came_since_the_interruption_are_added(postgrest, tmp_path):
     source.close()
     load_bars(postgrest.conninfo, frame[2000:])
     postgrest.reset()
-    same(rows_of(opened(postgrest, tmp_path), ONE), frame)
+    source, told = opened(postgrest, tmp_path), []
+    source.prepare({ONE: Span()}, lambda *each: told.append(each))
+    assert told[:2] == [(ONE, 2000, 0), (ONE, 2999, 3000)]  # what was there has not just arrived
+    same(rows_of(source, ONE), frame)
     assert postgrest.stats()["rows"] < 1200
 
 
