@@ -112,7 +112,7 @@ def test_duplicated_rows_for_good_are_seen(stage, postgrest, tmp_path):
     if code == 0:
         check_complete(tmp_path / "market.h5", frame)
     else:
-        check_failed(code, err, tmp_path, STRUCK, "2,500")
+        check_failed(code, err, tmp_path, STRUCK, "out of order")
 
 
 @pytest.mark.parametrize("kind", ["end", "count"])

@@ -131,7 +131,7 @@ class Postgrest:
         status (status, retry_after, body), html (status), slow (seconds), drop (how=reset|close|garbage),
         sql (sql: run before the answer, with %(symbol)s and %(cursor)s of the request); of answers with rows:
         short (rows kept), hole (rows), end, cut (at), duplicate (rows), drop_body (at, how=length|chunks),
-        slow_body (seconds); of those with a count: count (add or to; neither: no count).
+        slow_body (seconds); of those that count some: count (add or to; neither: no count).
         """
         return int(self._control("switch", kind=kind, **options))
 

@@ -23,7 +23,7 @@ HTML = b"""<!DOCTYPE html>
 BEFORE = ("status", "slow", "drop", "html", "sql")
 """Act before the database is asked: on any request."""
 AFTER = ("short", "hole", "end", "cut", "duplicate", "count", "drop_body", "slow_body")
-"""Act on an answer that has rows; ``count`` on one that has a count."""
+"""Act on an answer that has rows; ``count`` on one that counts some."""
 
 
 @dataclass
@@ -113,7 +113,7 @@ class Switches:
 
     def spoil(self, answer: Answer, *request: Any) -> None:
         """Change a good answer as the switches say."""
-        if answer.total is not None:
+        if answer.total:
             for switch in self.striking(("count",), *request):
                 _wrong_count(answer, switch)
         if answer.rows and answer.body:
