@@ -224,7 +224,8 @@ def _check_symbols(source: Source, request: DatabaseRequest, span: Span) -> dict
 def _refuse_future(source: Source, request: DatabaseRequest, span: Span) -> None:
     """Bars of days to come are stamped wrongly; left out in silence, they would be missing elsewhere."""
     for symbol in request.symbols:
-        if count := source.count(symbol, span):
+        count = source.count(symbol, span)
+        if count > 0:
             raise HpcrlError(
                 f"{request.tables.bars.table}: {symbol}: {count:,} rows are stamped after "
                 f"{iso(span.start_ns or 0)}, which is yet to come; put them right, or leave them out by --end"

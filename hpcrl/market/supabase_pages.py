@@ -210,7 +210,10 @@ class Reader:
             or stamps[0] < ends[0]
             or (ends[1] is not None and stamps[-1] >= ends[1])
         ):
-            raise _Changed("the server's rows are out of order, or outside what was asked for")
+            raise _Changed(
+                f"expected {self._expected or 0:,} rows, received {self._part.rows + len(rows):,}, out of order "
+                "or outside what was asked for"
+            )
         return rows
 
     def _not_whole(self, held: np.ndarray, rows: np.ndarray, intact: bool) -> _Changed:
