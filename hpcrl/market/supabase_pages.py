@@ -211,8 +211,8 @@ class Reader:
             or (ends[1] is not None and stamps[-1] >= ends[1])
         ):
             raise _Changed(
-                f"expected {self._expected or 0:,} rows, received {self._part.rows + len(rows):,}, out of order "
-                "or outside what was asked for"
+                f"expected {self._expected or 0:,} rows, received {self._part.rows + len(rows):,}, "
+                "out of order or outside what was asked for"
             )
         return rows
 
