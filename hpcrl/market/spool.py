@@ -3,7 +3,7 @@
 Owns the folder ``.NAME.parts/`` beside the output, which one staging at a time holds (flock), and in it per
 part (the bars, or the indicators, of one symbol) a file of fixed-size records in order of time, appended
 only, and its identity as JSON. So a staging that was killed goes on where it stopped. A torn record at the
-end is cut off; a part of another identity, older than a day or out of order is thrown away. A record is an
+end is cut off; a part of another identity, begun hours ago or out of order is thrown away. A record is an
 int64 stamp, ns UTC, and float64 values; of indicators in the long layout a code and a value, whose names
 stand one a line in a third file.
 """
@@ -28,8 +28,8 @@ from hpcrl.storage.atomic import read_json, write_error, write_json
 from hpcrl.storage.lock import hold
 from hpcrl.types import HpcrlError, RunFailed
 
-MAX_AGE_SECONDS = 24 * 3600
-"""Older rows may have been corrected since; the overlap would not show it."""
+MAX_AGE_SECONDS = 2 * 3600
+"""Values that were corrected meanwhile are not seen: only counts and the overlap are compared."""
 BLOCK_ROWS = 100_000
 SYNC_BYTES = 32 << 20
 _LOCK = "lock"
@@ -77,6 +77,13 @@ class Spool:
         part = self._parts.setdefault(key, Part(self.folder / key[:32], about, width))
         part.load(end_ns)
         return part
+
+    def held(self, about: dict[str, Any], width: int, end_ns: int | None = None) -> tuple[int, float]:
+        """Rows of an earlier run that ``part`` will take up, and since when they came, in unix seconds."""
+        key = identity_of(about)
+        if key in self._parts:
+            return 0, 0.0
+        return Part(self.folder / key[:32], about, width).held(end_ns)
 
     def keep_only(self, abouts: Collection[dict[str, Any]]) -> None:
         """Throw away what an earlier run left and nobody asks for now."""
@@ -134,7 +141,7 @@ class Part:
     def load(self, end_ns: int | None = None) -> None:
         """Take up what is there, if it is whole and of use; else begin anew."""
         try:
-            if not self._is_ours():
+            if self._created() is None:
                 return self.clear()
             size = self.path.stat().st_size
             self.rows = size // self.dtype.itemsize
@@ -146,14 +153,29 @@ class Part:
         except OSError as error:
             raise write_error(self.path, error) from None
 
-    def _is_ours(self) -> bool:
+    def held(self, end_ns: int | None = None) -> tuple[int, float]:
+        """Rows that ``load`` will find, and since when they came; by a look at the last one alone."""
+        created = self._created()
+        with contextlib.suppress(OSError):
+            rows = 0 if created is None else self.path.stat().st_size // self.dtype.itemsize
+            if created is not None and rows:
+                with open(self.path, "rb") as file:
+                    file.seek((rows - 1) * self.dtype.itemsize)
+                    last = np.fromfile(file, self.dtype, 1)["timestamp"][0]
+                if end_ns is None or last < end_ns:
+                    return rows, created
+        return 0, 0.0
+
+    def _created(self) -> float | None:
+        """When it was begun, in unix seconds; None: it is not ours, or of no use any more."""
         try:
             found = read_json(self._about_path)
-            age = time.time() - float(found["created"])
+            created = float(found["created"])
             ours = found["identity"] == identity_of(self._about)
         except (HpcrlError, KeyError, TypeError, ValueError):
-            return False
-        return ours and 0 <= age < MAX_AGE_SECONDS and self.path.exists()
+            return None
+        ours = ours and 0 <= time.time() - created < MAX_AGE_SECONDS and self.path.exists()
+        return created if ours else None
 
     def _load_names(self) -> None:
         self.names = []

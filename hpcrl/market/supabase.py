@@ -121,6 +121,7 @@ class Supabase:
         jobs = [(kind, symbol, span) for kind in self._found for symbol, span in wanted.items()]
         abouts = [self._fetcher.about(self._found[kind], symbol, span) for kind, symbol, span in jobs]
         self._fetcher.spool.keep_only(abouts)
+        self._fetcher.tell_held((self._found[kind], symbol, span) for kind, symbol, span in jobs)
         self._fetch_all(jobs, progress)
 
     def _fetch_all(self, jobs: list[Job], progress: Progress) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+import time
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
 from typing import Any
@@ -58,11 +60,22 @@ class Fetch:
             "start": span.start_ns,
         }
 
+    def tell_held(self, wanted: Iterable[tuple[Found, str, Span]]) -> None:
+        """Say on stderr what an earlier run left in the spool, if it did."""
+        each = [
+            self.spool.held(self.about(found, symbol, span), _width(found), span.end_ns)
+            for found, symbol, span in wanted
+        ]
+        rows = sum(count for count, _ in each)
+        if rows:
+            since = time.strftime("%H:%M", time.localtime(min(created for count, created in each if count)))
+            print(f"going on from {rows:,} rows fetched at {since}", file=sys.stderr, flush=True)
+
     def read(self, found: Found, symbol: str, span: Span, report: Report) -> Part:
         """All rows; the spool may hold some of them already. ``report``: rows so far, and in all."""
         query = self.query(found, symbol)
         coded = found.name is not None
-        part = self.spool.part(self.about(found, symbol, span), len(found.columns) + coded, span.end_ns)
+        part = self.spool.part(self.about(found, symbol, span), _width(found), span.end_ns)
         columns = [query.stamp, *query.texts, *found.columns.values()]
         named = [f"{query.table}.{column}" for column in columns]
         pick = itemgetter(*columns)
@@ -80,6 +93,11 @@ class Fetch:
 
         Reader(query, symbol, part, span, self.page_rows, records, report).read()
         return part
+
+
+def _width(found: Found) -> int:
+    """Values of a record."""
+    return len(found.columns) + (found.name is not None)
 
 
 def _texts(cells: Sequence[Any], where: str) -> Sequence[str]:

@@ -105,14 +105,31 @@ def test_what_is_asked_for_stays_when_the_rest_goes(spool):
         (lambda now: now + 3600, 0),
         (lambda now: "yesterday", 0),
     ],
-    ids=["a day less a minute", "a day and a second", "from the future", "no time"],
+    ids=["two hours less a minute", "two hours and a second", "from the future", "no time"],
 )
-def test_rows_older_than_a_day_are_thrown_away(spool, created, rows):
+def test_rows_older_than_two_hours_are_thrown_away(spool, created, rows):
     part = spool().part(ABOUT, 6)
     part.append(records(part, 0, 10))
     [path] = part.path.parent.glob("*.json")
     path.write_text(json.dumps(json.loads(path.read_text()) | {"created": created(time.time())}))
-    assert spool().part(ABOUT, 6).rows == rows
+    assert MAX_AGE_SECONDS == 7200
+    again = spool()
+    assert again.held(ABOUT, 6)[0] == rows
+    assert again.part(ABOUT, 6).rows == rows
+
+
+def test_what_an_earlier_run_left_is_told_before_it_is_opened(spool):
+    begun = time.time()
+    first = spool()
+    part = first.part(ABOUT, 6)
+    part.append(records(part, 0, 10))
+    assert first.held(ABOUT, 6) == (0, 0.0)  # its own rows are no earlier run's
+    again = spool()
+    rows, since = again.held(ABOUT, 6)
+    assert rows == 10 and begun <= since <= time.time()
+    assert again.held(ABOUT, 6, end_ns=10)[0] == 10
+    for other in ((ABOUT, 6, 9), ({"symbol": "ETH/USD"}, 6)):
+        assert again.held(*other) == (0, 0.0)
 
 
 @pytest.mark.parametrize("damage", [b"", b"{", b"[1]", b"\xff\xfe"])
