@@ -7,8 +7,13 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import signal
+import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
@@ -157,7 +162,7 @@ def stage_supabase(
                        require_real=require_real, update=update, indicators=indicators, coverage=coverage,
                        connections=connections, requests_per_second=requests_per_second,
                        patience_seconds=patience, page_rows=page_rows)  # fmt: skip
-    with known_secrets(SUPABASE) as secrets, _progress(request) as request:
+    with _stoppable(out), known_secrets(SUPABASE) as secrets, _progress(request) as request:
         from hpcrl.market.stage_database import stage_supabase as run
 
         result = run(secrets, request)
@@ -195,7 +200,7 @@ def stage_postgres(
                        calendar=calendar, timezone=timezone, price_adjustment=price_adjustment, strict=strict,
                        require_real=require_real, update=update, indicators=indicators,
                        coverage=coverage)  # fmt: skip
-    with known_secrets(POSTGRES) as secrets, _progress(request) as request:
+    with _stoppable(out), known_secrets(POSTGRES) as secrets, _progress(request) as request:
         from hpcrl.market.stage_database import stage_postgres as run
 
         result = run(secrets, dsn, request)
@@ -263,6 +268,37 @@ def _progress(request: DatabaseRequest, done: str = "fetched") -> Iterator[Datab
 
     with show_progress(done=done) as progress:
         yield replace(request, progress=progress)
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM, which is then cleaned up after as Ctrl-C is."""
+
+
+@contextlib.contextmanager
+def _stoppable(out: Path) -> Iterator[None]:
+    """Ctrl-C and SIGTERM end it with one line, and the exit code that they have without any of this."""
+
+    def terminate(_number: int, _frame: FrameType | None) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a second one ends it at once
+        raise _Terminated
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        from hpcrl.market.stage_database import spool_folder
+
+        kept = spool_folder(out).is_dir()
+        more = "what was fetched is kept, run it again to go on" if kept else "run it again to begin anew"
+        print(f"stopped; {more}", file=sys.stderr, flush=True)
+        if isinstance(stop, _Terminated):
+            os.kill(os.getpid(), signal.SIGTERM)
+        sys.exit(128 + signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _print_staged(result, as_json: bool) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -148,3 +149,38 @@ def test_ctrl_c_ends_it_without_a_file_or_a_traceback(verb, postgrest, tmp_path)
     assert process.returncode == 130 and "Traceback" not in err, err
     assert not (tmp_path / "market.h5").exists()
     staging.finish(tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, -signal.SIGTERM)])
+def test_who_stops_it_is_told_that_it_goes_on_and_then_that_it_does(postgrest, tmp_path, number, code):
+    staging = Staging("supabase", postgrest, tmp_path)
+    postgrest.switch("slow", seconds=0.05)
+    process = staging.start(tmp_path)
+    wait(process, lambda: postgrest.stats()["rows"] >= 15_000, 0)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == code
+    last = "stopped; what was fetched is kept, run it again to go on"
+    assert err.splitlines()[-1] == last and err.count(last) == 1 and "Traceback" not in err
+    postgrest.clear()
+    process = staging.start(tmp_path)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    [(rows, when)] = re.findall(r"^going on from ([\d,]+) rows fetched at (\d\d:\d\d)$", err, re.MULTILINE)
+    assert 9_000 < int(rows.replace(",", "")) < 60_000
+    assert when in (time.strftime("%H:%M", time.localtime(time.time() - ago)) for ago in range(120))
+    check_complete(tmp_path / "market.h5", staging.frame)
+
+
+@pytest.mark.slow
+def test_stopping_before_any_row_promises_nothing(postgrest, tmp_path):
+    staging = Staging("supabase", postgrest, tmp_path)
+    postgrest.switch("slow", seconds=2)  # a look at the table comes first
+    process = staging.start(tmp_path)
+    wait(process, lambda: postgrest.stats()["requests"] > 0, 0)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == -signal.SIGTERM
+    assert err.splitlines() == ["stopped; run it again to begin anew"]
+    assert leftovers(tmp_path, spool=False) == []
