@@ -166,6 +166,8 @@ class Supabase:
 
     def _fetch(self, kind: str, symbol: str, span: Span, tell: Report) -> None:
         part = self._fetcher.read(self._found[kind], symbol, span, tell)
+        if kind == "bars":
+            self._fetcher.query(self._found[kind], symbol).refuse_unstamped(symbol)
         self._ready[kind, symbol] = part, span
 
     def _part(self, kind: str, symbol: str, span: Span) -> Part:

@@ -27,6 +27,8 @@ from hpcrl.types import HpcrlError, RunFailed
 
 READINGS = 4
 """Once, and three times anew where the table changed meanwhile."""
+MOST_REPEATS = 20
+"""Stamps of a page that occur more often than they should and are counted one by one."""
 PAGE_TRIES = 3
 """Of a page that ends too early: an answer may have been cut off."""
 _NO_FLOAT = ("22P02", "22003", "22023", "42846")
@@ -78,6 +80,15 @@ class Query:
     def count(self, span: Span, what: str) -> int:
         builder = self.rest.table(self.schema, self.table).select(quoted(self.stamp), count=CountMethod.exact)
         return counted(self.rest.read(self.filtered(builder, span).limit(1), what), what)
+
+    def refuse_unstamped(self, symbol: str) -> None:
+        """A span leaves rows without a stamp out in silence. HpcrlError: there are some."""
+        builder = self.rest.table(self.schema, self.table).select(quoted(self.stamp), count=CountMethod.exact)
+        builder = self.filtered(builder, Span()).is_(self.stamp, "null")
+        what = f"{symbol}, {self.table}: rows without a {self.stamp}"
+        count = counted(self.rest.read(builder.limit(1), what), what)
+        if count:
+            raise HpcrlError(f"{symbol}: {count:,} rows of {self.table} have no {self.stamp} (NULL)")
 
     def page(self, span: Span, rows: int, count: bool, plain: bool, what: str) -> Answer:
         table = self.rest.table(self.schema, self.table)
@@ -214,7 +225,26 @@ class Reader:
                 f"expected {self._expected or 0:,} rows, received {self._part.rows + len(rows):,}, "
                 "out of order or outside what was asked for"
             )
+        self._check_repeats(rows)
         return rows
+
+    def _check_repeats(self, rows: np.ndarray) -> None:
+        """A row given twice for one left out would keep the count: the server must have as many of a stamp."""
+        stamps = rows["timestamp"]
+        same = stamps[1:] == stamps[:-1]
+        if self._query.then:  # the name's code: a row for each is as it should be
+            same &= rows["values"][1:, 0] == rows["values"][:-1, 0]
+        again = np.unique(stamps[1:][same])
+        if not len(again):
+            return
+        spans = [(int(ns), int(ns)) for ns in again]
+        if len(again) > MOST_REPEATS:
+            spans = [(int(again[0]), int(again[-1]))]
+        for first, last in spans:
+            here = int(((stamps >= first) & (stamps <= last)).sum())
+            there = self._query.count(Span(first, last + 1000), self._what())
+            if here > there or (here < there and last < stamps[-1]):
+                raise _Changed(f"expected {there:,} rows from {iso(first)} to {iso(last)}, received {here:,}")
 
     def _not_whole(self, held: np.ndarray, rows: np.ndarray, intact: bool) -> _Changed:
         received = f"expected {self._expected or 0:,} rows, received {self._part.rows + len(rows):,}"

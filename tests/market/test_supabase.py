@@ -117,9 +117,9 @@ def test_pages_begin_at_the_last_stamp_and_the_count_is_asked_for_before_and_aft
     log = asked(postgrest, ONE)
     starts = [parse_qs(urlsplit(entry["path"]).query).get("timestamp") for entry in log]
     last = [frame["timestamp"][row].isoformat() for row in (999, 1998, 2499)]
-    assert starts == [None, [f"gte.{last[0]}"], [f"gte.{last[1]}"], [f"gte.{last[2]}"], None]
-    assert [entry["rows"] for entry in log] == [1000, 1000, 502, 1, 1]
-    assert [entry["status"] for entry in log] == [206, 200, 200, 200, 206]  # 206: a count was asked for
+    assert starts == [None, [f"gte.{last[0]}"], [f"gte.{last[1]}"], [f"gte.{last[2]}"], None, ["is.null"]]
+    assert [entry["rows"] for entry in log] == [1000, 1000, 502, 1, 1, 0]
+    assert [entry["status"] for entry in log] == [206, 200, 200, 200, 206, 200]  # 206: a count was asked for
 
 
 def test_a_symbol_without_rows_is_none_and_the_others_are_named(postgrest, tmp_path):

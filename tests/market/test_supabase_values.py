@@ -13,7 +13,7 @@ from staging import loaded
 
 from hpcrl.market.source import Span
 from hpcrl.market.supabase_rows import Clock, numbers
-from hpcrl.types import HpcrlError
+from hpcrl.types import HpcrlError, RunFailed
 
 pytestmark = pytest.mark.database
 EXTREMES = [
@@ -26,8 +26,8 @@ EXTREMES = [
 
 
 def make(postgrest, kind: str, values: list[str | None], name: str = "bars") -> None:
-    """A table of one column of values, of a type, in the order of the stamps."""
-    execute(postgrest, f'CREATE TABLE {name} (symbol text, "timestamp" timestamptz, x {kind})')
+    """A table of values, of a type, in the order of the stamps."""
+    execute(postgrest, f"CREATE TABLE {name} (symbol text, timestamp timestamptz, {columns(kind)})")
     with psycopg.connect(postgrest.conninfo, autocommit=True) as connection:
         for at, value in enumerate(values):
             query = (
@@ -36,12 +36,18 @@ def make(postgrest, kind: str, values: list[str | None], name: str = "bars") -> 
             connection.execute(query, [value])
 
 
-ONE_COLUMN = {"table": "bars", "timeframe": None, **dict.fromkeys(BARS, "x")}
+def columns(kind: str) -> str:
+    """x, and the others, which hold the same."""
+    more = (f"{name} {kind} GENERATED ALWAYS AS (x) STORED" for name in BARS if name != "open")
+    return ", ".join([f"x {kind}", *more])
+
+
+ONE_VALUE = {"table": "bars", "timeframe": None, "open": "x"}
 
 
 def read(postgrest, folder, kind: str, values: list[str | None]) -> np.ndarray:
     make(postgrest, kind, values)
-    return rows_of(opened(postgrest, folder, {"bars": ONE_COLUMN}), "A")["close"]
+    return rows_of(opened(postgrest, folder, {"bars": ONE_VALUE}), "A")["close"]
 
 
 def cast(postgrest) -> np.ndarray:
@@ -125,11 +131,11 @@ def test_only_columns_that_are_mapped_or_asked_for_are_given(postgrest, tmp_path
 
 
 def stamps_of(postgrest, folder, kind: str, values: list[str], **options) -> np.ndarray:
-    execute(postgrest, f"CREATE TABLE bars (symbol text, timestamp {kind}, x float8)")
+    execute(postgrest, f"CREATE TABLE bars (symbol text, timestamp {kind}, {columns('float8')})")
     for value in values:
         execute(postgrest, f"INSERT INTO bars VALUES ('A', '{value}', 1)")
     postgrest.set(max_rows=2)
-    return rows_of(opened(postgrest, folder, {"bars": ONE_COLUMN}, **options), "A")["timestamp"]
+    return rows_of(opened(postgrest, folder, {"bars": ONE_VALUE}, **options), "A")["timestamp"]
 
 
 def ns(*texts: str) -> list[int]:
@@ -146,7 +152,7 @@ def test_stamps_without_a_zone_need_one_and_are_read_by_its_clock(postgrest, tmp
     values = ["2024-03-08 15:55", "2024-03-11 09:30", "2024-03-11 09:30:00.5"]
     with pytest.raises(HpcrlError, match=r"bars\.timestamp holds stamps without a time zone .*--timezone"):
         stamps_of(postgrest, tmp_path, "timestamp", values)
-    source = opened(postgrest, tmp_path, {"bars": ONE_COLUMN}, timezone="America/New_York")
+    source = opened(postgrest, tmp_path, {"bars": ONE_VALUE}, timezone="America/New_York")
     wanted = ns("2024-03-08T20:55Z", "2024-03-11T13:30Z", "2024-03-11T13:30:00.5Z")
     assert rows_of(source, "A")["timestamp"].tolist() == wanted
     assert source.count("A", Span(wanted[1], wanted[2])) == 1
@@ -160,7 +166,7 @@ def test_an_hour_that_a_change_of_clocks_skips_or_doubles_is_refused(postgrest, 
         HpcrlError, match=rf"A, bars\.timestamp holds {value.replace(' ', 'T')}:00, which a change"
     ):
         stamps_of(postgrest, tmp_path, "timestamp", values, timezone="America/New_York")
-    source = opened(postgrest, tmp_path, {"bars": ONE_COLUMN}, timezone="America/New_York")
+    source = opened(postgrest, tmp_path, {"bars": ONE_VALUE}, timezone="America/New_York")
     [bound] = ns("2024-11-03T06:30Z")
     with pytest.raises(HpcrlError, match="2024-11-03T06:30:00Z falls into the hour"):
         source.count("A", Span(bound, None))
@@ -170,7 +176,7 @@ def test_dates_are_midnights_of_utc(postgrest, tmp_path):
     values = ["2024-01-02", "2024-01-03", "2024-01-04"]
     found = stamps_of(postgrest, tmp_path, "date", values, timezone="America/New_York")
     assert found.tolist() == ns(*values)
-    source = opened(postgrest, tmp_path, {"bars": ONE_COLUMN})
+    source = opened(postgrest, tmp_path, {"bars": ONE_VALUE})
     bounds = [("2024-01-03", None, 2), ("2024-01-03T00:00:01", None, 1), (None, "2024-01-03", 1)]
     for start, end, rows in [*bounds, (None, "2024-01-03T12:00", 2)]:
         span = Span(*(None if text is None else ns(text)[0] for text in (start, end)))
@@ -194,11 +200,16 @@ def test_stamps_that_are_none_are_named(postgrest, tmp_path, kind, value, reason
         stamps_of(postgrest, tmp_path, kind, [value])
 
 
-def test_a_row_without_a_stamp_is_an_error(postgrest, tmp_path):
+@pytest.mark.parametrize("end", [None, "2030-01-01T00:00Z"])
+def test_a_row_without_a_stamp_is_an_error_also_where_the_span_leaves_it_out(postgrest, tmp_path, end):
     make(postgrest, "float8", ["1", "2"])
-    execute(postgrest, "INSERT INTO bars VALUES ('A', NULL, 3)")
-    with pytest.raises(HpcrlError, match=r"A, bars\.timestamp is NULL in a row"):
-        rows_of(opened(postgrest, tmp_path, {"bars": ONE_COLUMN}), "A")
+    execute(postgrest, "INSERT INTO bars VALUES ('A', NULL, 3), ('A', NULL, 4), ('B', '2024-01-01Z', 5)")
+    source, span = opened(postgrest, tmp_path, {"bars": ONE_VALUE}), Span(None, end and ns(end)[0])
+    assert len(rows_of(source, "B", span)["timestamp"]) == 1
+    reason = "rows of bars have no timestamp" if end else r"bars\.timestamp is NULL in a row"
+    with pytest.raises(HpcrlError, match=rf"^A[:,] .*{reason}") as caught:
+        rows_of(source, "A", span)
+    assert not isinstance(caught.value, RunFailed) and (not end or "A: 2 rows" in str(caught.value))
 
 
 @pytest.mark.parametrize("offset", ["+00:00", "Z", "-05:00", "+05:30", "+00"])
