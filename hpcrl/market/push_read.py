@@ -18,8 +18,8 @@ from hpcrl.market.bars import ACTIONS
 from hpcrl.market.clean import PRICES, iso, judge, typed
 from hpcrl.market.files import REQUIRED, list_files, read_files
 from hpcrl.market.source import Columns
-from hpcrl.market.stage_database import FALLBACK
 from hpcrl.market.store import is_store, open_store
+from hpcrl.market.synthetic import made_up
 from hpcrl.types import HpcrlError
 
 NEEDED = (*PRICES, "volume")
@@ -108,8 +108,10 @@ def _read_market_file(
     names = (*NEEDED, *ACTIONS)
     bars: dict[str, Columns] = {}
     with open_store(path) as (header, stored):
-        if header["source"] == FALLBACK:
-            raise HpcrlError(f"{path}: made-up bars ({FALLBACK}) do not go into a database of real ones")
+        if made_up(header["source"]):
+            raise HpcrlError(
+                f"{path}: made-up bars ({header['source']}) do not go into a database of real ones"
+            )
         if header["bar_seconds"] != bar_seconds:
             raise HpcrlError(
                 f"{path}: its bars are {header['bar_seconds']} s long, those of the timeframe {bar_seconds} s"

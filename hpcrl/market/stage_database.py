@@ -160,6 +160,7 @@ def _build(
     fingerprints: dict[str, str | None] = {}
     query = {
         "table": table,
+        "mapping": request.tables.bars.model_dump(),
         "timeframe": request.timeframe,
         "start": None if span.start_ns is None else iso(span.start_ns),
         "end": request.end,

@@ -27,6 +27,7 @@ from hpcrl.market.supabase_fetch import Fetch, columns_of
 from hpcrl.market.supabase_http import Rest
 from hpcrl.market.supabase_pages import Report, quoted
 from hpcrl.market.supabase_tables import Found, find_bars, find_indicators
+from hpcrl.types import RunFailed
 
 MOST_SYMBOLS = 100
 """Looked up, one request each, for an error message."""
@@ -129,9 +130,15 @@ class Supabase:
         _run(fetches, self._connections, self._rest.stopping)
 
     def bars(self, symbol: str, span: Span) -> Iterator[Columns]:
-        names = list(self._found["bars"].columns)
-        for block in self._part("bars", symbol, span).blocks(span):
+        names, done = list(self._found["bars"].columns), 0
+        part = self._part("bars", symbol, span)
+        for block in part.blocks(span):
+            done += len(block)
             yield columns_of(block, names)
+        if span == self._ready["bars", symbol][1] and done != part.rows:
+            raise RunFailed(
+                f"{symbol}: {part.rows:,} rows were fetched, {done:,} are in the spool; stage again"
+            )
 
     def indicator_names(self, symbol: str, span: Span) -> list[str]:
         found = self._found.get("indicators")

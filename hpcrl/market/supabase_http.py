@@ -221,9 +221,8 @@ class Rest:
         rows = found.data
         if not response.content.strip() or not isinstance(rows, list) or not set(map(type, rows)) <= {dict}:
             raise _Again(f"HTTP {response.status_code} with a body that is no list of rows")
-        if any(
-            spelled in response.content for spelled in _MINUS_ZEROS
-        ):  # JSON's integer -0 is PostgreSQL's float -0
+        # To JSON -0 is an integer, which has no sign; to PostgreSQL it is a float.
+        if any(zero in response.content for zero in _MINUS_ZEROS):
             rows = json.loads(response.content, parse_int=lambda text: -0.0 if text == "-0" else int(text))
         return Answer(rows, found.count)
 

@@ -229,7 +229,7 @@ class Reader:
         return rows
 
     def _check_repeats(self, rows: np.ndarray) -> None:
-        """A row given twice for one left out would keep the count: the server must have as many of a stamp."""
+        """A row given twice for one left out keeps the count: the server must have as many of a stamp."""
         stamps = rows["timestamp"]
         same = stamps[1:] == stamps[:-1]
         if self._query.then:  # the name's code: a row for each is as it should be

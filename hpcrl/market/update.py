@@ -17,6 +17,7 @@ import pandas as pd
 
 from hpcrl.market.bars import ACTIONS, RawBars
 from hpcrl.market.clean import PRICES, iso
+from hpcrl.market.features import BURN_IN
 from hpcrl.market.read_rows import Rows
 from hpcrl.market.request import DatabaseRequest
 from hpcrl.market.source import Progress, Source, Span
@@ -34,6 +35,8 @@ class Update:
     features: tuple[str, ...]
     first_ns: dict[str, int] = field(default_factory=dict)
     """Per symbol that goes on: the old bar at which fetching starts."""
+    before: dict[str, int] = field(default_factory=dict)
+    """Old bars before that one."""
     last_ns: dict[str, int] = field(default_factory=dict)
     restaged: dict[str, str] = field(default_factory=dict)
     """Symbols whose past is no longer what it was, and how that was seen."""
@@ -57,6 +60,7 @@ class Update:
         options = request.options
         for name, was, now in (
             ("table", query["table"], request.tables.bars.table),
+            ("the mapping", query["mapping"], request.tables.bars.model_dump()),
             ("timeframe", query["timeframe"], request.timeframe),
             ("start", started, started if span.start_ns is None else start),
             ("bar seconds", header["bar_seconds"], options.bar_seconds),
@@ -102,6 +106,7 @@ class Update:
                 self.restaged[symbol] = f"values up to {iso(int(ts_R[-1]))} are no longer what they were"
                 continue
             self.first_ns[symbol] = int(ts_R[-min(OVERLAP, len(ts_R))])
+            self.before[symbol] = max(0, len(ts_R) - OVERLAP)
             found[symbol] = Span(self.first_ns[symbol], span.end_ns)
         return found
 
@@ -109,7 +114,8 @@ class Update:
         self, source: Source, symbol: str, span: Span, rows: Rows, progress: Progress
     ) -> tuple[RawBars | None, int]:
         """As ``Rows.symbol`` of the whole ``span``, but only the end is fetched if the past still stands."""
-        new, counted = rows.symbol(source, symbol, Span(self.first_ns[symbol], span.end_ns), 0)
+        burn_in = max(0, BURN_IN - self.before[symbol])
+        new, counted = rows.symbol(source, symbol, Span(self.first_ns[symbol], span.end_ns), burn_in)
         if new is None:
             return None, counted
         merged = self._merge(new)

@@ -7,6 +7,7 @@ from market_data import ROOT, walk
 
 from hpcrl.config.market import MarketConfig
 from hpcrl.config.secrets import Secrets
+from hpcrl.config.tables import BarsTable
 from hpcrl.market.load import load_market
 from hpcrl.market.request import DatabaseRequest
 from hpcrl.market.stage import stage_frame, stage_synthetic
@@ -99,6 +100,7 @@ def test_an_update_has_no_fallback(request_, tmp_path):
         source="supabase",
         query={
             "table": "historical_bars",
+            "mapping": BarsTable().model_dump(),
             "timeframe": "5Min",
             "start": None,
             "received": {"BTC/USD": 400},

@@ -1,5 +1,6 @@
 """What a staging does with rows that the database should not have; by both ways."""
 
+import pandas as pd
 import psycopg
 import pytest
 from pydantic import SecretStr
@@ -102,3 +103,22 @@ def test_duplicates_across_the_borders_of_blocks_are_dropped_or_refused(stage, p
     load_bars(postgrest.conninfo, frame.iloc[999:1000].assign(volume=1.5))
     with pytest.raises(HpcrlError, match=r"[12] conflicting_duplicate"):
         stage()
+
+
+def test_a_row_given_twice_for_one_left_out_is_noticed(stage, postgrest):
+    frame = walk(2500, TWO)
+    load_bars(postgrest.conninfo, frame)
+    for kind in ("hole", "duplicate"):
+        postgrest.switch(kind, symbol=TWO[0], rows=1, requests=1)
+    result = stage()
+    check_complete(result.path, frame, result.report["source"])
+
+
+def test_bars_that_are_not_over_are_never_taken(stage, postgrest):
+    frame = walk(900, TWO)
+    now = pd.Timestamp.now("UTC").floor("5min")
+    frame["timestamp"] += now + pd.Timedelta(minutes=5) - frame["timestamp"].max()
+    frame = frame[frame["timestamp"] != now]  # which may be over by the time that this is staged
+    load_bars(postgrest.conninfo, frame)
+    result = stage()
+    check_complete(result.path, frame[frame["timestamp"] < now], result.report["source"])
