@@ -30,7 +30,8 @@ def test_run_folder_holds_config_metrics_and_checkpoints(reference):
 
 
 def test_plain_lines_are_the_documented_ones(place):
-    out = hpcrl("train", "--config", "tiny.yaml", "--set", "train.epochs=1", cwd=place).stdout
+    told = ("train", "--config", "tiny.yaml", "--set", "train.epochs=1")
+    out = hpcrl(*told, cwd=place, NO_COLOR="1").stdout  # the line about made-up bars is red in a log, too
     assert "[GPU 0] Setting up..." in out
     assert "[GPU 0] Epoch 1: Collected 128 steps" in out
     assert re.search(r"^Epoch 1: Loss=-?\d+\.\d{4}, Reward=-?[\d.e-]+$", out, re.M)
