@@ -104,8 +104,8 @@ def _said(name: str, text: str) -> str:
 def parse_jobs(text: str) -> list[dict[str, str]]:
     """The records of ``scontrol show job`` (its form of several lines), each key as Slurm writes it.
 
-    The form of several lines, for in that of one line (-o) a Command or Comment that holds ``X=Y`` cannot be
-    told from Slurm's keys. The first value of a key counts: what a comment's later lines hold changes nothing.
+    The form of several lines, for in that of one line (-o) a Command or Comment that holds ``X=Y`` cannot
+    be told from Slurm's keys. The first value of a key counts: a comment's further lines change nothing.
     """
     jobs: list[dict[str, str]] = []
     for line in text.splitlines():
@@ -126,7 +126,7 @@ def parse_jobs(text: str) -> list[dict[str, str]]:
 def show_job(job: str, timeout: float = ANSWER_SECONDS) -> dict[str, str]:
     """What the controller knows of a job or of one task of an array: JobState, Reason, EndTime, ...
 
-    Of a whole array the first task that it names. ``SlurmRefused`` for a job that it does not know (any more).
+    Of a whole array the first task that it names. ``SlurmRefused`` for a job that it does not know.
     """
     jobs = parse_jobs(run_slurm(["scontrol", "show", "job", job], timeout))
     if not jobs:
