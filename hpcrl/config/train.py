@@ -36,3 +36,6 @@ class MonitorConfig(Section):
     """Epochs between printed GPU statistics."""
     progress: Literal["auto", "plain", "bar"] = "auto"
     """auto: a progress bar on a terminal, plain lines elsewhere."""
+    hang_minutes: float = Field(30.0, ge=0, le=1e6)
+    """A rank in which nothing happens for so long writes where it is and ends with code 70; 0: never.
+    Longer than the longest epoch, and than reading the data."""
