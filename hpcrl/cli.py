@@ -67,12 +67,20 @@ def train(
         Path | None,
         typer.Option("--init", metavar="CHECKPOINT", help="New run from a run's or checkpoint's weights."),
     ] = None,
+    run: Annotated[
+        Path | None,
+        typer.Option("--run", metavar="RUN", help="Begin in this prepared folder, or go on with its run."),
+    ] = None,
+    take_over: Annotated[
+        bool,
+        typer.Option("--take-over", help="Although another process, say on a lost node, holds the run."),
+    ] = False,
 ) -> None:
     """Train, as one process, as --ranks local ones, or as the rank that torchrun or srun gives."""
     from hpcrl.launch.job import Request, resolve, run_training
     from hpcrl.world.ranks import read_ranks
 
-    request = Request(config, tuple(sets or ()), ranks, resume, init)
+    request = Request(config, tuple(sets or ()), ranks, resume, init, run, take_over)
     given = read_ranks()
     if ranks is not None and ranks > 1 and given.launcher == "none":
         resolve(request, given)

@@ -29,14 +29,11 @@ from hpcrl.monitor.stopwatch import Stopwatch
 from hpcrl.policy import build_policy
 from hpcrl.rollout.collector import Collector
 from hpcrl.rollout.summary import summarise, timing
-from hpcrl.types import HpcrlError, RunFailed
+from hpcrl.types import STOPPED_EARLY, HpcrlError, RunFailed
 from hpcrl.world.agree import all_or_none
 from hpcrl.world.collectives import all_max, any_rank
 from hpcrl.world.stop import StopFlag
 from hpcrl.world.world import World
-
-STOPPED_EARLY = 75
-"""Exit code of a run that was asked to stop, saved, and can be resumed (EX_TEMPFAIL)."""
 
 
 @dataclass

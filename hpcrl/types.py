@@ -41,6 +41,12 @@ class RunFailed(HpcrlError):
     exit_code = 1
 
 
+STOPPED_EARLY = 75
+"""Exit code of a run that was asked to stop, saved, and can be resumed (EX_TEMPFAIL)."""
+HUNG = 70
+"""Exit code of a rank that its watchdog ended (EX_SOFTWARE)."""
+
+
 @dataclass
 class Rollout:
     """What one rank's environments did in one epoch; preallocated once and overwritten.

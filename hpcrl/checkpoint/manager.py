@@ -39,10 +39,22 @@ log = logging.getLogger(__name__)
 
 
 class CheckpointManager:
-    """``keep_rolling``: how many of the checkpoints that are not kept for good survive, newest first."""
+    """``keep_rolling``: how many of the checkpoints that are not kept for good survive, newest first.
 
-    def __init__(self, run: RunDir, world: World, keep_rolling: int) -> None:
+    ``run`` is the folder of one attempt (``storage/attempts``). On rank 0, before a save ``check`` is asked
+    (it raises where a newer attempt trains this run), and after it ``publish`` is called.
+    """
+
+    def __init__(
+        self,
+        run: RunDir,
+        world: World,
+        keep_rolling: int,
+        check: Callable[[], None] = lambda: None,
+        publish: Callable[[], None] = lambda: None,
+    ) -> None:
         self._run = run
+        self._check, self._publish = check, publish
         self._world = world
         self._keep_rolling = max(1, keep_rolling)
         self._own: set[int] = set()
@@ -54,9 +66,11 @@ class CheckpointManager:
         ``portable`` is read on rank 0 only. RunFailed on every rank if any of them fails; then the earlier
         checkpoints are as they were and the run may go on.
         """
+        self._collective(self._check)
         self._collective(self._clean)
         if self._main(lambda: self._present(epoch, kept)):
             self._own.add(epoch)
+            self._collective(self._publish)
             return self._run.portable(epoch)
         staged = self._stage(epoch, portable, rank_state, kept)
         try:
@@ -69,6 +83,7 @@ class CheckpointManager:
                 file.discard()
         self._own.add(epoch)
         self._collective(lambda: self._prune(epoch))
+        self._collective(self._publish)
         return self._run.portable(epoch)
 
     def newest(self) -> Manifest | None:

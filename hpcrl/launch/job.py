@@ -7,20 +7,25 @@ import shlex
 import shutil
 import sys
 import traceback
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hpcrl.config.env import HINDSIGHT
 from hpcrl.config.load import load_config, one_process, overridden
 from hpcrl.config.root import Config, live_changes
+from hpcrl.storage.attempts import run_of_job
 from hpcrl.storage.run_dir import RunDir
-from hpcrl.types import HpcrlError
+from hpcrl.types import STOPPED_EARLY, HpcrlError, RunFailed
 from hpcrl.world.ranks import Ranks, check_size, read_ranks
+from hpcrl.world.slurm import job_id, restart_count
 from hpcrl.world.tell import red
 
 if TYPE_CHECKING:
+    from hpcrl.launch.session import Session
     from hpcrl.market.dataset import Market
+    from hpcrl.monitor.console import TrainingConsole
+    from hpcrl.train import Trainer
     from hpcrl.world.stop import StopFlag
     from hpcrl.world.world import World
 
@@ -34,13 +39,20 @@ class Request:
     ranks: int | None = None
     resume: Path | None = None
     init: Path | None = None
+    run: Path | None = None
+    """A folder that ``RunDir.reserve`` made: the run begins there, or goes on if it has begun."""
+    take_over: bool = False
+    """Go on with a run though another process holds it; that one is fenced off."""
 
 
 def resolve(request: Request, ranks: Ranks) -> tuple[Config, RunDir | None]:
     """The config that this process trains with, checked against its launcher; touches no data.
 
-    A resumed run takes the launcher's number of ranks: another world size is allowed there.
+    A resumed run takes the launcher's number of ranks: another world size is allowed there. What this job
+    began before Slurm started it again is resumed.
     """
+    if request.run is not None:
+        request = _begun_or_reserved(request)
     if request.resume is not None:
         if request.init is not None:
             raise HpcrlError("--resume goes on with a run, --init starts a new one: give one of them")
@@ -58,9 +70,27 @@ def resolve(request: Request, ranks: Ranks) -> tuple[Config, RunDir | None]:
         )
     if ranks.launcher == "none" and request.ranks is None:
         config = one_process(config, None, request.overrides)
+    if request.run is None and restart_count(os.environ) and (job := job_id(os.environ)) is not None:
+        begun = run_of_job(Path(config.checkpoint.dir), job)
+        if begun is not None:
+            return _resolve_resumed(replace(request, resume=begun), ranks)
     if not (ranks.launcher == "none" and request.ranks):
         check_size(ranks, config.train.world_size)
     return config, None
+
+
+def _begun_or_reserved(request: Request) -> Request:
+    """``--run`` goes on with a run that has begun there."""
+    assert request.run is not None
+    if request.resume is not None:
+        raise HpcrlError(
+            "--run begins a run in a folder or goes on with it, --resume goes on: give one of them"
+        )
+    if not request.run.is_dir():
+        raise HpcrlError(f"--run {request.run}: no such folder; hpcrl submit makes one for each run")
+    if not RunDir(request.run).config.is_file():
+        return request
+    return replace(request, resume=request.run, init=None)
 
 
 def _resolve_resumed(request: Request, ranks: Ranks) -> tuple[Config, RunDir]:
@@ -138,47 +168,96 @@ def _lost_a_peer(error: Exception) -> bool:
 
 
 def _train(world: World, config: Config, run: RunDir | None, request: Request, stop: StopFlag) -> int:
-    from hpcrl.checkpoint.manager import CheckpointManager
-    from hpcrl.launch.start import begin, resume
+    from hpcrl.checkpoint.provenance import check_resumable, read_record
+    from hpcrl.launch.session import Session
+    from hpcrl.launch.start import begin
     from hpcrl.market.load import load_market
     from hpcrl.monitor.console import TrainingConsole
-    from hpcrl.monitor.metrics import MetricsFile
-    from hpcrl.storage.lock import hold
-    from hpcrl.train import STOPPED_EARLY, learn
     from hpcrl.world.agree import all_or_none
 
     console = TrainingConsole(world.rank, config.train.epochs, config.monitor.progress)
     console.rank_line("Setting up...")
+    all_or_none(world, lambda: _same_on_all(world, run))
     market = all_or_none(world, lambda: load_market(config.market))
     all_or_none(world, lambda: market.require("train", config.episode_steps, config.env.fill_lag))
-    if request.resume is None:
-        trainer, run = begin(world, config, market, request.init)
-    assert run is not None
-    lock = all_or_none(world, lambda: hold(run.lock) if world.is_main else None)
-    manager = CheckpointManager(run, world, config.checkpoint.keep_rolling)
-    if request.resume is not None:
-        trainer = resume(world, config, market, run, manager, console)
+    trainer = None
+    if run is None:
+        trainer, run = begin(
+            world, config, market, request.init, RunDir(request.run) if request.run else None
+        )
+    else:
+        known = run
+        all_or_none(world, lambda: check_resumable(known, read_record(known), config, market.sha256))
+    # From here on an older attempt knows that it is one: nothing of the user's can be wrong any more.
+    session = Session.open(world, run, request.take_over)
+    code, epoch, reason = 1, None, "failed"
+    try:
+        code, epoch = _train_in(session, trainer, config, market, stop, console)
+        reason = _why_stopped(world, stop) if code == STOPPED_EARLY else "finished"
+    except Exception as error:
+        code = error.exit_code if isinstance(error, HpcrlError) else 1
+        reason = str(error) if isinstance(error, HpcrlError) else f"{type(error).__name__}: {error}"
+        raise
+    finally:
+        session.end(code, epoch, reason)
+    if code == STOPPED_EARLY:
+        command = resume_command(run, config, world)
+        console.say(f"Stopped after epoch {epoch}, all saved. To go on: {command}")
+    return code
+
+
+def _train_in(
+    session: Session,
+    trainer: Trainer | None,
+    config: Config,
+    market: Market,
+    stop: StopFlag,
+    console: TrainingConsole,
+) -> tuple[int, int]:
+    """(exit code, finished epochs) of a claimed attempt; without ``trainer`` the run is resumed."""
+    from hpcrl.launch.start import resume
+    from hpcrl.train import learn
+
+    manager = session.manager(config)
+    resumed = trainer is None
+    if trainer is None:
+        trainer = resume(session.world, config, market, session.run, session.source, manager, console)
+    trainer.attempt = session.number
+    log = session.take_over(trainer.epoch, resumed)
     if config.env.fill_lag == 0:
         console.say(f"WARNING: {HINDSIGHT}")
     if market.made_up:
         console.say(red(f"NO REAL DATA: the bars of {config.market.path} are made up ({market.source})"))
     for line in left_out(market, config):
         console.say(line)
-    log = all_or_none(world, lambda: MetricsFile(run.metrics, trainer.epoch) if world.is_main else None)
-    console.say(f"Run folder: {run.path}")
+    console.say(f"Run folder: {session.run.path}")
     console.start(trainer.epoch)
     try:
         code = learn(trainer, manager, log, stop, console)
     finally:
         console.stop()
-    if lock is not None:
-        lock.close()
-    if code == STOPPED_EARLY:
-        command = resume_command(run, config, world)
-        console.say(f"Stopped after epoch {trainer.epoch}, all saved. To go on: {command}")
-    else:
-        console.say(f"Finished {trainer.epoch} epochs, {trainer.env_steps:,} env steps: {run.path}")
-    return code
+    if code != STOPPED_EARLY:
+        path = session.run.path
+        console.say(f"Finished {trainer.epoch} epochs, {trainer.env_steps:,} env steps: {path}")
+    return code, trainer.epoch
+
+
+def _same_on_all(world: World, run: RunDir | None) -> None:
+    """RunFailed where ranks see different runs to go on with: a share that shows a new file late."""
+    from hpcrl.world.collectives import gather_objects
+
+    seen = gather_objects(world, None if run is None else str(run.path))
+    if len(set(seen)) > 1:
+        words = ", ".join(f"rank {rank}: {path or 'none yet'}" for rank, path in enumerate(seen))
+        raise RunFailed(f"the ranks do not see the same run to go on with ({words}); start the job once more")
+
+
+def _why_stopped(world: World, stop: StopFlag) -> str:
+    """The signal that asked for it, on whichever rank it arrived."""
+    from hpcrl.world.collectives import gather_objects
+
+    names = gather_objects(world, stop.signal.name if stop.signal is not None else None)
+    return next((name for name in names if name), "stopped")
 
 
 def left_out(market: Market, config: Config) -> list[str]:

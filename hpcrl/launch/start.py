@@ -8,12 +8,11 @@ from typing import Any
 from hpcrl.checkpoint.find import check_portable, load_portable
 from hpcrl.checkpoint.manager import CheckpointManager
 from hpcrl.checkpoint.manifest import Manifest
-from hpcrl.checkpoint.provenance import check_resumable, read_record, recorded_config, run_record
+from hpcrl.checkpoint.provenance import read_record, recorded_config, run_record
 from hpcrl.config.root import Config, tree_digest
 from hpcrl.market.dataset import Market
 from hpcrl.market.scaler import Scaler, fit_scaler
 from hpcrl.monitor.console import TrainingConsole
-from hpcrl.monitor.metrics import read_metrics
 from hpcrl.storage.atomic import to_json
 from hpcrl.storage.run_dir import RunDir
 from hpcrl.train import Trainer, build
@@ -23,8 +22,13 @@ from hpcrl.world.collectives import broadcast_object
 from hpcrl.world.world import World
 
 
-def begin(world: World, config: Config, market: Market, init: Path | None) -> tuple[Trainer, RunDir]:
-    """A new run, from fresh weights or from those of ``init``; makes the run folder last. Collective."""
+def begin(
+    world: World, config: Config, market: Market, init: Path | None, into: RunDir | None = None
+) -> tuple[Trainer, RunDir]:
+    """A new run, from fresh weights or from those of ``init``; makes the run folder last. Collective.
+
+    ``into``: a folder that was reserved for it.
+    """
     donor, lineage = None, None
     if init is None:
         scaler = fit_scaler(market, *market.split_range("train"))
@@ -53,7 +57,16 @@ def begin(world: World, config: Config, market: Market, init: Path | None) -> tu
         "bar_seconds": market.bar_seconds,
     }
     record = to_json(run_record(config, data, lineage))
-    made = all_or_none(world, lambda: RunDir.create(config.checkpoint.dir, record) if world.is_main else None)
+
+    def make() -> RunDir | None:
+        if not world.is_main:
+            return None
+        if into is None:
+            return RunDir.create(config.checkpoint.dir, record)
+        into.begin(record)
+        return into
+
+    made = all_or_none(world, make)
     return trainer, RunDir(Path(broadcast_object(world, str(made.path) if made else "")))
 
 
@@ -62,20 +75,22 @@ def resume(
     config: Config,
     market: Market,
     run: RunDir,
+    source: RunDir,
     manager: CheckpointManager,
     console: TrainingConsole,
 ) -> Trainer:
-    """The run as its newest good checkpoint has it; from the start where none was written yet. Collective."""
+    """The run as its newest good checkpoint has it; from the start where none was written yet. Collective.
+
+    ``manager`` looks into this attempt's folder, which has what ``source``, the attempt before it, had.
+    """
     record = all_or_none(world, lambda: read_record(run))
-    all_or_none(world, lambda: check_resumable(run, record, config, market.sha256))
-    attempts = [line.get("time/attempt", 1) for line in all_or_none(world, lambda: read_metrics(run.metrics))]
     manifest = manager.newest()
     if manifest is None:
-        _refuse_if_lost(world, run)
+        _refuse_if_lost(world, source)
         console.say("No checkpoint yet: the run starts from its beginning")
         trainer = build(config, world, market, fit_scaler(market, *market.split_range("train")))
     else:
-        trainer = _restore(world, config, market, run, manager, manifest, record, console)
+        trainer = _restore(world, config, market, source, manager, manifest, record, console)
         old = recorded_config(record)
         if old.train.epochs != config.train.epochs and config.learn.lr_schedule != "constant":
             console.say(
@@ -83,13 +98,11 @@ def resume(
                 f"{config.learn.lr_schedule} schedule of learn.lr is another from here on, and the course is "
                 f"not that of a run of {config.train.epochs} epochs from its start"
             )
-        attempts.append(trainer.attempt)
-    trainer.attempt = max(attempts, default=0) + 1
     return trainer
 
 
 def _refuse_if_lost(world: World, run: RunDir) -> None:
-    """A run whose checkpoints are all broken must not start anew: that would delete what is left of them."""
+    """A run whose checkpoints are all broken must not start anew: that would abandon what is left of them."""
     epochs = all_or_none(world, run.manifest_epochs)
     if epochs:
         raise RunFailed(
@@ -109,17 +122,16 @@ def _restore(
     console: TrainingConsole,
 ) -> Trainer:
     name = str(run.portable(manifest.epoch))
-    hint = f"to go on from the checkpoint before it, move {run.manifest(manifest.epoch).name} away"
+    hint = f"to go on from the checkpoint before it, move {run.manifest(manifest.epoch)} away"
     try:
         portable, rank_state = manager.load(manifest)
         check_portable(portable, name)
         if portable["epoch"] != manifest.epoch:
             raise RunFailed(f"{name}: holds epoch {portable['epoch']!r}, its manifest says {manifest.epoch}")
         if tree_digest(portable["config"]) != record["config_sha256"]:
-            raise RunFailed(f"{name}: was saved by a run of another config than {run.config}")
+            raise RunFailed(f"{name}: was saved by a run of another config than config.json has")
         trainer = build(config, world, market, Scaler.from_state(portable["feature_scaler"]))
         trainer.restore(portable, rank_state)
-        trainer.attempt = int(portable["attempt"])
     except RunFailed as error:
         raise RunFailed(f"{error}; {hint}") from error
     except (KeyError, AttributeError, TypeError, ValueError) as error:

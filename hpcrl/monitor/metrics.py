@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 from hpcrl.storage.atomic import write_error, write_text
@@ -44,14 +45,23 @@ def read_metrics(path: Path) -> list[dict]:
 
 
 class MetricsFile:
-    """Appends lines. A new attempt first drops what lies after the checkpoint that it resumes from."""
+    """Appends lines. A new attempt begins with the lines of ``source``, the attempt before it, up to the
+    checkpoint that it resumes from. ``check`` is asked before a line is written and may refuse it.
+    """
 
-    def __init__(self, path: Path, after_epoch: int) -> None:
-        self.path = path
-        kept = [line for line in read_metrics(path) if line["epoch"] <= after_epoch]
+    def __init__(
+        self,
+        path: Path,
+        after_epoch: int,
+        source: Path | None = None,
+        check: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.path, self.check = path, check
+        kept = [line for line in read_metrics(source or path) if line["epoch"] <= after_epoch]
         write_text(path, "".join(line_of(line) for line in kept))
 
     def append(self, metrics: dict) -> None:
+        self.check()
         try:
             with self.path.open("a") as file:
                 file.write(line_of(metrics))

@@ -4,6 +4,8 @@ dist_run_YYYYMMDD_HHMMSS/
   config.json                    resolved config, hashes, lineage: present from the folder's first moment
   metrics.jsonl                  one line per epoch
   run.lock                       held by the process that trains here
+  attempts/N/                    attempt N's checkpoints and metrics, which the names here are links to
+  jobs/, submission.json         what hpcrl submit made, and the logs of its jobs
   checkpoint_epoch_X.pt          portable snapshot; X = finished epochs, unpadded
   checkpoint_epoch_X.rank_R.pt   rank R's environments, token histories, counters
   checkpoint_epoch_X.json        manifest, written last: what it names is the checkpoint
@@ -38,7 +40,21 @@ class RunDir:
 
         A name that is taken moves on to the next second. RunFailed when it cannot be written.
         """
-        parent = Path(parent)
+        return cls._made(Path(parent), {"config.json": config_json})
+
+    @classmethod
+    def reserve(cls, parent: str | Path) -> RunDir:
+        """An empty run folder, for a job that will ``begin`` there. RunFailed when it cannot be made."""
+        return cls._made(Path(parent), {})
+
+    def begin(self, config_json: str) -> None:
+        """config.json of a reserved folder. HpcrlError if it has one: then it is a run already."""
+        if self.config.exists():
+            raise HpcrlError(f"{self.path} holds a run already; go on with it by --resume")
+        write_text(self.config, config_json)
+
+    @classmethod
+    def _made(cls, parent: Path, files: dict[str, str]) -> RunDir:
         staged = temporary_path(parent / "dist_run")
         try:
             parent.mkdir(parents=True, exist_ok=True)
@@ -46,7 +62,8 @@ class RunDir:
         except OSError as error:
             raise write_error(staged, error) from error
         try:
-            write_text(staged / "config.json", config_json)
+            for name, text in files.items():
+                write_text(staged / name, text)
             moment = datetime.now()
             while not _claim(staged, parent / moment.strftime(_NAME)):
                 moment += timedelta(seconds=1)

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from hpcrl.checkpoint.manager import CheckpointManager
+from hpcrl.checkpoint.provenance import check_resumable, read_record
 from hpcrl.config.load import load_config
 from hpcrl.launch.start import begin, resume
 from hpcrl.market.load import load_market
@@ -86,7 +87,9 @@ def run(config, one_rank) -> RunDir:
 
 def again(run: RunDir, config, world):
     console = TrainingConsole(0, 3, "plain")
-    return resume(world, config, load_market(config.market), run, CheckpointManager(run, world, 2), console)
+    market = load_market(config.market)
+    check_resumable(run, read_record(run), config, market.sha256)
+    return resume(world, config, market, run, run, CheckpointManager(run, world, 2), console)
 
 
 def test_an_altered_config_is_refused(run, config, one_rank):

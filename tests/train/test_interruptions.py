@@ -150,7 +150,8 @@ def test_a_broken_checkpoint_is_refused_by_name_and_the_last_good_one_is_taken(p
     run = place / "checkpoints" / reference.name
     run.parent.mkdir()
     shutil.copytree(reference, run)
-    file = run / "checkpoint_epoch_6.pt"
+    own = run / "attempts" / "1"  # what the run folder shows is for people
+    file = own / "checkpoint_epoch_6.pt"
     if damage == "truncated":
         file.write_bytes(file.read_bytes()[:-100])
     elif damage == "altered":
@@ -158,10 +159,10 @@ def test_a_broken_checkpoint_is_refused_by_name_and_the_last_good_one_is_taken(p
         data[len(data) // 2] ^= 1
         file.write_bytes(data)
     elif damage == "missing":
-        file = run / "checkpoint_epoch_6.rank_0.pt"
+        file = own / "checkpoint_epoch_6.rank_0.pt"
         file.unlink()
     else:
-        file = run / "checkpoint_epoch_6.json"
+        file = own / "checkpoint_epoch_6.json"
         file.write_text(file.read_text()[:50])
     done = hpcrl("train", "--resume", str(run), cwd=place)
     assert file.name in done.stdout + done.stderr

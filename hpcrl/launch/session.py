@@ -1,0 +1,75 @@
+"""One attempt at a run as all ranks share it: claimed, filled, taken over and ended together."""
+
+from __future__ import annotations
+
+import os
+from typing import TextIO
+
+from hpcrl.checkpoint.manager import CheckpointManager
+from hpcrl.config.root import Config
+from hpcrl.monitor.metrics import MetricsFile
+from hpcrl.storage.attempts import Attempt, attempt_folder, who_begins
+from hpcrl.storage.lock import hold
+from hpcrl.storage.run_dir import RunDir
+from hpcrl.world.agree import all_or_none
+from hpcrl.world.collectives import broadcast_object
+from hpcrl.world.slurm import job_id
+from hpcrl.world.world import World
+
+
+class Session:
+    """``open`` claims the next attempt, which older ones notice; a run is checked for fitness before that."""
+
+    def __init__(self, world: World, run: RunDir, attempt: Attempt | None, lock: TextIO | None) -> None:
+        self.world, self.run = world, run
+        self.attempt, self._lock = attempt, lock
+        self.number = broadcast_object(world, attempt.record.number if attempt else 0)
+        self.folder = attempt_folder(run, self.number)
+        """Where this attempt's checkpoints and metrics are."""
+        self.source = RunDir(broadcast_object(world, attempt.source.path if attempt else None))
+        """The folder whose history it takes over."""
+
+    @classmethod
+    def open(cls, world: World, run: RunDir, take_over: bool) -> Session:
+        """Collective. HpcrlError naming who holds the run."""
+
+        def claim() -> tuple[Attempt | None, TextIO | None]:
+            if not world.is_main:
+                return None, None
+            job = job_id(os.environ)
+            who = who_begins(os.environ, job)
+            lock = hold(run.lock, job=job, requeued=who["restart_count"] > 0, take_over=take_over)
+            return Attempt.claim(run, world.size, who), lock
+
+        return cls(world, run, *all_or_none(world, claim))
+
+    def manager(self, config: Config) -> CheckpointManager:
+        """Of the attempt's own folder, filled with the history so far. Collective."""
+        attempt = self.attempt
+        all_or_none(self.world, lambda: attempt.adopt() if attempt else None)
+        keep = config.checkpoint.keep_rolling
+        if attempt is None:
+            return CheckpointManager(self.folder, self.world, keep)
+        return CheckpointManager(self.folder, self.world, keep, attempt.check, attempt.publish)
+
+    def take_over(self, epoch: int, restored: bool) -> MetricsFile | None:
+        """Training goes on after ``epoch``; the metrics file, on rank 0. Collective."""
+        attempt = self.attempt
+        base = epoch if restored else None
+
+        def start() -> MetricsFile | None:
+            if attempt is None:
+                return None
+            attempt.refuse_if_fruitless(base)
+            log = MetricsFile(self.folder.metrics, epoch, self.source.metrics, attempt.check)
+            attempt.take_over(base)
+            return log
+
+        return all_or_none(self.world, start)
+
+    def end(self, code: int, epoch: int | None, reason: str) -> None:
+        """Say how it ended, and let go of the run."""
+        if self.attempt is not None:
+            self.attempt.end(code, epoch, reason)
+        if self._lock is not None:
+            self._lock.close()
