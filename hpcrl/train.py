@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import signal
 import time
 from dataclasses import dataclass
 from functools import partial
@@ -26,12 +27,14 @@ from hpcrl.monitor.alarms import Alarms
 from hpcrl.monitor.console import TrainingConsole
 from hpcrl.monitor.metrics import MetricsFile
 from hpcrl.monitor.stopwatch import Stopwatch
+from hpcrl.monitor.watchdog import Watchdog
 from hpcrl.policy import build_policy
 from hpcrl.rollout.collector import Collector
 from hpcrl.rollout.summary import summarise, timing
 from hpcrl.types import STOPPED_EARLY, HpcrlError, RunFailed
 from hpcrl.world.agree import all_or_none
 from hpcrl.world.collectives import all_max, any_rank
+from hpcrl.world.deadline import Deadline
 from hpcrl.world.stop import StopFlag
 from hpcrl.world.world import World
 
@@ -148,21 +151,26 @@ def learn(
     log: MetricsFile | None,
     stop: StopFlag,
     console: TrainingConsole,
+    watchdog: Watchdog | None = None,
 ) -> int:
     """Epochs until the last; returns the exit code. One epoch is one rollout and its update.
 
     ``log`` is there on rank 0 alone. A checkpoint of the start is expected to exist or is written first.
     """
+    watchdog, deadline = watchdog or Watchdog(0), Deadline()
     config, world, engine, collector = trainer.config, trainer.world, trainer.engine, trainer.collector
     distribution, n_assets = collector.policy.distribution, collector.simulator.n_assets
     alarms = Alarms(n_assets * distribution.collapsed_entropy, n_assets * distribution.greatest_entropy)
     rolling = RollingClock(config.checkpoint.every_minutes * 60)
-    save(trainer, manager, kept=False)
+    watchdog.beat("save", trainer.epoch)
+    save(trainer, manager, False, deadline)
     stopping = stop.agreed(world)
     while trainer.epoch < config.train.epochs and not stopping:
         start = time.perf_counter()
+        watchdog.beat("rollout", trainer.epoch + 1)
         rollout, tally = collector.collect(trainer.epoch)
         console.collected(trainer.epoch + 1, rollout.reward_CNQ.numel())
+        watchdog.beat("update", trainer.epoch + 1)
         with collector.watch.span("learn"):
             learnt = update(engine, rollout, trainer.scale, config, trainer.epoch, world)
             engine.refresh(collector.policy)
@@ -177,10 +185,14 @@ def learn(
         console.epoch(metrics)
         console.gpu(metrics, config.monitor.gpu_stats_every)
         kept = trainer.epoch % config.checkpoint.every_epochs == 0 or trainer.epoch == config.train.epochs
+        deadline.note(epoch_seconds=time.perf_counter() - start)
+        if world.is_main and deadline.due():
+            stop.request(signal.SIGUSR2)
         # Asked once an epoch: a signal that came between two answers would end the run unsaved.
         stopping = stop.agreed(world)
         if kept or stopping or any_rank(world, world.is_main and rolling.due()):
-            save(trainer, manager, kept)
+            watchdog.beat("save", trainer.epoch)
+            save(trainer, manager, kept, deadline)
             rolling.restart()
     return 0 if trainer.epoch >= config.train.epochs else STOPPED_EARLY
 
@@ -203,9 +215,11 @@ def weight_divergence(policy: torch.nn.Module, world: World) -> float:
     return sum(all_max(world, total) + all_max(world, -total) for total in sums)
 
 
-def save(trainer: Trainer, manager: CheckpointManager, kept: bool) -> None:
+def save(trainer: Trainer, manager: CheckpointManager, kept: bool, deadline: Deadline) -> None:
     """Collective; touches no random stream."""
+    start = time.perf_counter()
     manager.save(trainer.epoch, trainer.portable(), trainer.rank_state(), kept=kept)
+    deadline.note(save_seconds=time.perf_counter() - start)
 
 
 class RollingClock:

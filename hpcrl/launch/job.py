@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from hpcrl.launch.session import Session
     from hpcrl.market.dataset import Market
     from hpcrl.monitor.console import TrainingConsole
+    from hpcrl.monitor.watchdog import Watchdog
     from hpcrl.train import Trainer
     from hpcrl.world.stop import StopFlag
     from hpcrl.world.world import World
@@ -131,9 +132,9 @@ def run_training(request: Request) -> int:
 
     With several ranks the process ends here, inside ``stop_world``.
     """
-    from hpcrl.world.stop import StopFlag
+    from hpcrl.world.stop import process_flag
 
-    stop = StopFlag().install()  # before the slow imports: a signal during them must not be lost
+    stop = process_flag()  # before the slow imports: a signal during them must not be lost
     ranks = read_ranks()
     config, run = resolve(request, ranks)
 
@@ -173,10 +174,14 @@ def _train(world: World, config: Config, run: RunDir | None, request: Request, s
     from hpcrl.launch.start import begin
     from hpcrl.market.load import load_market
     from hpcrl.monitor.console import TrainingConsole
+    from hpcrl.monitor.watchdog import Watchdog
     from hpcrl.world.agree import all_or_none
 
     console = TrainingConsole(world.rank, config.train.epochs, config.monitor.progress)
     console.rank_line("Setting up...")
+    patience = config.monitor.hang_minutes * 60
+    watchdog = Watchdog(patience, rank=world.rank).start()
+    watchdog.beat("set-up", 0)
     all_or_none(world, lambda: _same_on_all(world, run))
     market = all_or_none(world, lambda: load_market(config.market))
     all_or_none(world, lambda: market.require("train", config.episode_steps, config.env.fill_lag))
@@ -190,15 +195,19 @@ def _train(world: World, config: Config, run: RunDir | None, request: Request, s
         all_or_none(world, lambda: check_resumable(known, read_record(known), config, market.sha256))
     # From here on an older attempt knows that it is one: nothing of the user's can be wrong any more.
     session = Session.open(world, run, request.take_over)
+    watchdog.stop()
+    watchdog = Watchdog(patience, session.heartbeat, world.rank).start()
+    watchdog.beat("restore", 0)
     code, epoch, reason = 1, None, "failed"
     try:
-        code, epoch = _train_in(session, trainer, config, market, stop, console)
+        code, epoch = _train_in(session, trainer, config, market, stop, console, watchdog)
         reason = _why_stopped(world, stop) if code == STOPPED_EARLY else "finished"
     except Exception as error:
         code = error.exit_code if isinstance(error, HpcrlError) else 1
         reason = str(error) if isinstance(error, HpcrlError) else f"{type(error).__name__}: {error}"
         raise
     finally:
+        watchdog.stop()
         session.end(code, epoch, reason)
     if code == STOPPED_EARLY:
         command = resume_command(run, config, world)
@@ -213,6 +222,7 @@ def _train_in(
     market: Market,
     stop: StopFlag,
     console: TrainingConsole,
+    watchdog: Watchdog,
 ) -> tuple[int, int]:
     """(exit code, finished epochs) of a claimed attempt; without ``trainer`` the run is resumed."""
     from hpcrl.launch.start import resume
@@ -233,7 +243,7 @@ def _train_in(
     console.say(f"Run folder: {session.run.path}")
     console.start(trainer.epoch)
     try:
-        code = learn(trainer, manager, log, stop, console)
+        code = learn(trainer, manager, log, stop, console, watchdog)
     finally:
         console.stop()
     if code != STOPPED_EARLY:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import TextIO
 
 from hpcrl.checkpoint.manager import CheckpointManager
@@ -42,6 +43,11 @@ class Session:
             return Attempt.claim(run, world.size, who), lock
 
         return cls(world, run, *all_or_none(world, claim))
+
+    @property
+    def heartbeat(self) -> Path | None:
+        """Rank 0's file that says what it does at the moment."""
+        return None if self.attempt is None else self.folder.path / "heartbeat.json"
 
     def manager(self, config: Config) -> CheckpointManager:
         """Of the attempt's own folder, filled with the history so far. Collective."""

@@ -8,8 +8,8 @@ attempts/N/ is the folder of attempt N, claimed by an exclusive mkdir, which is 
   metrics.jsonl, checkpoint_epoch_X...   the run's whole history, as this attempt knows it
 
 A new attempt links every checkpoint of the newest ready one into its own folder before it is ready itself;
-from then on it depends on no older folder. So whatever an attempt writes that lost its node, its network or its
-turn, even a rename that a file server carries out minutes later, lands in a folder that nobody reads.
+from then on it depends on no older folder. So whatever an attempt writes that lost its node, its network or
+its turn, even a rename that a file server carries out minutes later, lands in a folder that nobody reads.
 The run folder itself shows the current attempt's files (hard links); it is for people. No attempt starts from
 it, unless there is no ``attempts`` folder (it was left out of a copy).
 """
