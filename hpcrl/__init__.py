@@ -1,7 +1,6 @@
 """hpcrl: reinforcement-learning trading agents on a Slurm cluster."""
 
 import sys
-from importlib.abc import MetaPathFinder
 from importlib.util import find_spec
 
 __version__ = "0.1.0"
@@ -21,7 +20,7 @@ def register_envs() -> None:
         )
 
 
-class _WhenImported(MetaPathFinder):
+class _WhenImported:
     """Registers as soon as somebody imports Gymnasium, which looks for no plugins by itself.
 
     Importing it here would cost every command a fifth of a second, and a login node needs none of it.

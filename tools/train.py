@@ -3,7 +3,7 @@
 
 import sys
 
-from hpcrl.cli import main
+from hpcrl.__main__ import main
 
 sys.argv.insert(1, "train")
 main()

@@ -10,19 +10,22 @@ import contextlib
 import dataclasses
 import logging
 import os
+import re
 import shutil
 import signal
 import sys
 import tempfile
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import psutil
 
-from hpcrl.types import HpcrlError
+from hpcrl.types import HUNG, STOPPED_EARLY, HpcrlError
 from hpcrl.world.ranks import LAUNCHER_PID
+from hpcrl.world.stop import READY, StopFlag, process_flag
 
 # What arrives here -> what the ranks get. A closed terminal (HUP) asks for a stop like TERM.
 _FORWARDED = {
@@ -47,6 +50,7 @@ def run_ranks(k: int, argv: list[str]) -> int:
         raise HpcrlError(
             f"--ranks {k} starts ranks itself, but a launcher has started this process; drop one"
         )
+    flag = process_flag()
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -72,9 +76,11 @@ def run_ranks(k: int, argv: list[str]) -> int:
         signals_to_handle="SIGQUIT",
         **{key: value for key, value in options.items() if key in known},
     )
-    forward = _Forwarder()
     try:
-        with _environment(k), forward:
+        with _environment(k), _Forwarder(flag):
+            if flag.signal is not None:
+                print(f"Stopped by {flag.signal.name} before the ranks were started: nothing was begun")
+                return STOPPED_EARLY
             elastic_launch(config, sys.executable)("-m", "hpcrl", *argv)
     except ChildFailedError as error:
         return _exit_code(error)
@@ -91,7 +97,7 @@ def _silence(name: str) -> None:
 
 
 def _exit_code(error: Any) -> int:
-    """One code for all ranks: a usage error speaks first, then a failure, then a death, then a stop.
+    """One code for all ranks: a usage error speaks first, then a hang, a death, a failure, a stop.
 
     The timestamps cannot tell which was first (whole seconds), and ranks that the launcher ended with TERM
     after another's failure are listed too: TERM counts only where there is nothing else.
@@ -101,8 +107,9 @@ def _exit_code(error: Any) -> int:
     for rank, number in sorted(deaths.items()):
         print(f"rank {rank} was killed by {signal.Signals(number).name}", file=sys.stderr, flush=True)
     found = set(codes.values())
-    if 2 in found:
-        return 2
+    for code in (2, HUNG):  # a hang makes the others fail, and be killed
+        if code in found:
+            return code
     if deaths:
         return 128 + deaths[min(deaths)]
     failed = sorted(code for code in found if code > 0 and code != 75)
@@ -132,9 +139,13 @@ def _environment(k: int) -> Iterator[None]:
 
 
 class _Forwarder:
-    """Hands each signal on to every rank once, also to those that start after it."""
+    """Hands each signal on to every rank once, also to those that start after it.
 
-    def __init__(self) -> None:
+    ``flag``: the launcher's own, which knows what arrived before.
+    """
+
+    def __init__(self, flag: StopFlag) -> None:
+        self._flag = flag
         self._pending: list[int] = []
         self._done = threading.Event()
         self._arrived = threading.Event()
@@ -146,6 +157,8 @@ class _Forwarder:
             if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
                 continue  # started under nohup
             self._before[number] = signal.signal(number, self._note)
+        if self._flag.signal is not None:
+            self._note(self._flag.signal, None)
         self._thread.start()
         return self
 
@@ -167,8 +180,18 @@ class _Forwarder:
         while not self._done.is_set():
             for order, number in enumerate(list(self._pending)):
                 for child in psutil.Process().children():
-                    if (order, child.pid) not in told:
+                    # Before its handlers stand a signal would kill it.
+                    if (order, child.pid) not in told and _catches(child.pid, READY):
                         told.add((order, child.pid))
                         with contextlib.suppress(psutil.Error):
                             child.send_signal(number)
             self._done.wait(0.1)
+
+
+def _catches(pid: int, number: int) -> bool:
+    """Whether the process has a handler for the signal."""
+    try:
+        found = re.search(r"^SigCgt:\s*(\w+)$", Path(f"/proc/{pid}/status").read_text(), re.M)
+    except OSError:
+        return False
+    return found is not None and bool(int(found[1], 16) >> (number - 1) & 1)

@@ -15,11 +15,13 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from hpcrl.world.world import World
 
-_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2, signal.SIGHUP)
+READY = signal.SIGUSR2
+"""The last one to be caught: a process that catches it catches them all."""
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, READY)
 
 
 class StopFlag:
-    """Install before the slow imports: a signal that arrives earlier ends the process with nothing saved."""
+    """What asked this rank to stop. A program takes its own from ``process_flag``."""
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
@@ -59,3 +61,22 @@ class StopFlag:
         from hpcrl.world.collectives import any_rank
 
         return any_rank(world, self.requested)
+
+
+_early: StopFlag | None = None
+
+
+def install_early() -> None:
+    """For a program's first lines: no signal ends the process from here on, and ``process_flag`` knows of it."""
+    global _early
+    _early = (_early or StopFlag()).install()
+
+
+def process_flag() -> StopFlag:
+    """The flag of this process, installed: the early one, or a new one where that has been taken.
+
+    The second run of a notebook must not stop for what the first one was told.
+    """
+    global _early
+    flag, _early = _early or StopFlag(), None
+    return flag.install()

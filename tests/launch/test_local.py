@@ -99,7 +99,7 @@ def test_a_thread_count_that_is_set_is_left_alone(folder: Path) -> None:
 
 @pytest.mark.parametrize(
     ("codes", "expected"),
-    [((75, 75), 75), ((2, 2), 2), ((0, 3), 3), ((1, 0), 1), ((0, -9), 137)],
+    [((75, 75), 75), ((2, 2), 2), ((0, 3), 3), ((1, 0), 1), ((1, 70), 70), ((0, -9), 137)],
 )
 def test_the_ranks_exit_code_comes_back_without_a_traceback(folder: Path, codes, expected: int) -> None:
     child = _start(folder, 2, "exit", *codes)

@@ -56,3 +56,20 @@ def test_a_stuck_run_can_be_killed_by_further_interrupts(process) -> None:
         assert _ask(process) == "SIGINT"
     process.send_signal(signal.SIGINT)
     assert process.wait(10) == -signal.SIGINT
+
+
+def test_the_early_flag_is_handed_on_once() -> None:
+    code = """
+import os, signal
+from hpcrl.world.stop import install_early, process_flag
+install_early()
+os.kill(os.getpid(), signal.SIGTERM)
+install_early()
+flag = process_flag()
+assert flag.signal == signal.SIGTERM
+second = process_flag()
+assert not second.requested
+os.kill(os.getpid(), signal.SIGUSR2)
+assert second.signal == signal.SIGUSR2 and flag.signal == signal.SIGTERM
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
