@@ -1,6 +1,7 @@
 """The command ``hpcrl``: verbs only. A verb parses, calls one function, prints the path that it made.
 
-``cli_stage`` and ``cli_bench`` hold the verbs of ``hpcrl stage`` and ``hpcrl bench``.
+``cli_stage`` and ``cli_bench`` hold the verbs of ``hpcrl stage`` and ``hpcrl bench``, ``cli_submit`` the verb
+``submit``.
 
 Exit codes: 0 done, 1 failed, 2 bad usage, config or input, 75 stopped early and resumable.
 """
@@ -18,6 +19,7 @@ import hpcrl
 from hpcrl.cli_bench import bench_app
 from hpcrl.cli_options import Json, Sets
 from hpcrl.cli_stage import stage_app
+from hpcrl.cli_submit import submit
 from hpcrl.types import HpcrlError
 
 app = typer.Typer(
@@ -25,6 +27,7 @@ app = typer.Typer(
 )
 app.add_typer(stage_app, name="stage")
 app.add_typer(bench_app, name="bench")
+app.command()(submit)
 
 
 def main() -> None:

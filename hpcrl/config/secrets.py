@@ -26,6 +26,8 @@ from hpcrl.types import HpcrlError
 
 URL, KEY = "SUPABASE_URL", "SUPABASE_SERVICE_ROLE_KEY"
 DATABASE_URL, PGPASSWORD = "DATABASE_URL", "PGPASSWORD"
+ENV_FILE = "HPCRL_ENV_FILE"
+"""Path of another file than .env, as hpcrl submit hands it to staging jobs."""
 SUPABASE = (URL, KEY)
 POSTGRES = (DATABASE_URL, PGPASSWORD)
 HIDDEN = "***"
@@ -50,14 +52,17 @@ class Secrets(BaseModel):
 def read_secrets(
     folder: Path, environ: Mapping[str, str] = os.environ, names: Sequence[str] = SUPABASE + POSTGRES
 ) -> Secrets:
-    """The secrets of ``names`` that the environment or ``folder``/.env give; the others stay None.
+    """The secrets of ``names`` that the environment gives, or ``folder``/.env, or the file that HPCRL_ENV_FILE
+    names in its place; the others stay None.
 
     HpcrlError: a .env that others can read or that cannot be understood, an address that cannot be right,
     half of what Supabase needs. The key itself is looked at by ``check_key``.
     """
     found = {name: environ[name] for name in names if environ.get(name, "").strip()}
     origin = dict.fromkeys(found, "the environment")
-    path = folder / ".env"
+    path = Path(environ.get(ENV_FILE) or folder / ".env")
+    if environ.get(ENV_FILE) and not path.exists():
+        raise HpcrlError(f"{ENV_FILE} = {path}: no such file")
     for name, value in _read_env_file(path, [name for name in names if name not in found]).items():
         found[name], origin[name] = value, str(path)
     for name in SUPABASE:

@@ -27,7 +27,7 @@ from hpcrl.types import HpcrlError
 _CHECKPOINT = re.compile(
     r"^checkpoint_epoch_(?P<epoch>0|[1-9]\d*)(?:\.rank_(?P<rank>0|[1-9]\d*))?\.(pt|json)$"
 )
-_NAME = "dist_run_%Y%m%d_%H%M%S"
+NAME = "dist_run_%Y%m%d_%H%M%S"
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class RunDir:
             for name, text in files.items():
                 write_text(staged / name, text)
             moment = datetime.now()
-            while not _claim(staged, parent / moment.strftime(_NAME)):
+            while not _claim(staged, parent / moment.strftime(NAME)):
                 moment += timedelta(seconds=1)
         except BaseException as error:
             shutil.rmtree(staged, ignore_errors=True)
@@ -73,7 +73,7 @@ class RunDir:
                 raise write_error(staged, error) from error
             raise
         fsync_folder(parent)
-        return cls((parent / moment.strftime(_NAME)).absolute())
+        return cls((parent / moment.strftime(NAME)).absolute())
 
     @classmethod
     def open(cls, path: str | Path) -> RunDir:
