@@ -1,0 +1,239 @@
+"""A job that was stopped or crashed goes on: it is requeued, or a successor is submitted, or it is left.
+
+Rank 0 calls ``go_on`` after a clean stop; job scripts run ``python -m hpcrl.launch.again CODE [ARGUMENTS]``
+after srun has ended with a crash or a hang (ARGUMENTS: those of hpcrl train, which tell the run). Never
+started again: a job that was cancelled, an attempt that a newer one has superseded, and one whose rank 0 says
+that it failed for a reason that would be the same next time. Out of memory is a crash like others: what grew
+too large may fit the next time, and three attempts without a checkpoint end the run.
+
+HPCRL_REQUEUE: requeue (default), successor (where the site forbids requeueing), never. Nothing here knows
+torch, and nothing raises.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shlex
+import signal
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hpcrl.storage.atomic import read_json
+from hpcrl.storage.attempts import FRUITLESS, AttemptRecord, read_attempts, run_of_job
+from hpcrl.types import HUNG, STOPPED_EARLY, HpcrlError
+from hpcrl.world.slurm import SlurmDown, job_id, requeue, restart_count, show_job
+
+POLICIES = ("requeue", "successor", "never")
+LOST_A_PEER = "lost another rank"
+"""How rank 0 says, in end.json, that it only followed another rank's crash."""
+# A controller that is started anew answers again after some seconds; a job that Slurm ends has KillWait (30 s
+# by default), one that crashed has all the time of its limit.
+_PATIENCE_SECONDS = 60.0
+_PAUSE_SECONDS = 2.0
+
+
+class _Left(Exception):
+    """The job is not started again; the message says why."""
+
+
+def go_on(code: int, run: Path | None, environ: Mapping[str, str] = os.environ) -> str:
+    """Have this job go on after the exit code, if it is to; a line that says what was done, "" outside Slurm.
+
+    After a requeue Slurm ends this job's processes at once: everything must be saved before.
+    """
+    job = job_id(environ)
+    if job is None or code in (0, 1, 2):
+        return ""
+    try:
+        return _go_on(code, run, job, environ)
+    except _Left as left:
+        return f"job {job} is not started again: {left}"
+    except Exception as error:
+        return f"job {job} could not be started again: {error}; to go on: {resume_command(run)}"
+
+
+def _go_on(code: int, run: Path | None, job: str, environ: Mapping[str, str]) -> str:
+    policy = environ.get("HPCRL_REQUEUE") or "requeue"
+    if policy not in POLICIES:
+        raise HpcrlError(f"HPCRL_REQUEUE = {policy!r} is none of {', '.join(POLICIES)}")
+    restarts = restart_count(environ)
+    if run is not None:
+        _check_run(code, run, job, restarts)
+    _check_slurm(job, restarts)
+    if policy == "never":
+        raise _Left(f"HPCRL_REQUEUE = never; to go on: {resume_command(run)}")
+    why = said_of(code)
+    refused = ""
+    if policy == "requeue":
+        try:
+            _patiently(lambda: requeue(job))
+            return f"job {job} is put back into the queue ({why}); it goes on from its newest checkpoint"
+        except SlurmDown:
+            raise
+        except HpcrlError as error:
+            refused = f"{error}; "
+    if run is None or not (run / "submission.json").is_file():
+        raise HpcrlError(f"{refused}a successor can be submitted only for a run that hpcrl submit made")
+    from hpcrl.launch.submit import submit_again
+
+    new = submit_again(run, environ)
+    return f"{refused}job {new} is submitted to go on after job {job} ({why})"
+
+
+def _check_run(code: int, run: Path, job: str, restarts: int) -> None:
+    """_Left where the run's own files say that this job must not, or need not, go on."""
+    with contextlib.suppress(HpcrlError, TypeError, KeyError):
+        for other in read_json(run / "submission.json")["jobs"]:
+            if other["successor_of"] == job:
+                raise _Left(f"job {other['id']} goes on with {run}")
+    attempts = read_attempts(run)
+    own = [attempt for attempt in attempts if (attempt.job, attempt.restart_count) == (job, restarts)]
+    if own and own[-1].number < attempts[-1].number:
+        raise _Left(f"attempt {own[-1].number} of {run} is superseded by attempt {attempts[-1].number}")
+    if own and (reason := _failed(own[-1])):
+        raise _Left(f"{reason}; once that is mended: {resume_command(run)}")
+    starts = _vain_starts(run, job, restarts, attempts)
+    if code != STOPPED_EARLY and starts >= FRUITLESS:
+        command = resume_command(run)
+        raise _Left(f"{starts} starts in a row crashed before training began; see its log, then: {command}")
+
+
+def _failed(attempt: AttemptRecord) -> str:
+    """Why rank 0 failed, if it failed first; srun's code may be that of ranks that it killed then."""
+    end = attempt.end or {}
+    reason = str(end.get("reason") or "")
+    return reason if end.get("code") in (1, 2) and reason != LOST_A_PEER else ""
+
+
+def _vain_starts(run: Path, job: str, restarts: int, attempts: Sequence[AttemptRecord]) -> int:
+    """How many starts in a row, this one the last, have ended before an attempt was claimed."""
+    begun = {(attempt.job, attempt.restart_count) for attempt in attempts}
+    starts = [(job, count) for count in range(restarts, -1, -1)]
+    with contextlib.suppress(HpcrlError, TypeError, KeyError):
+        before = {other["id"]: other["successor_of"] for other in read_json(run / "submission.json")["jobs"]}
+        while (older := before.pop(starts[-1][0], None)) is not None:
+            starts.append((older, 0))
+    return next((k for k, start in enumerate(starts) if start in begun), len(starts))
+
+
+def _check_slurm(job: str, restarts: int) -> None:
+    """_Left unless the job runs, or ran into its time limit, or was preempted without a requeue."""
+    deadline = time.monotonic() + _PATIENCE_SECONDS
+    while True:
+        record = _patiently(lambda: show_job(job))
+        state = record.get("JobState", "unknown")
+        if state != "SIGNALING" or time.monotonic() > deadline:  # only for a moment
+            break
+        time.sleep(0.2)
+    count = record.get("Restarts", "")
+    if (count.isdigit() and int(count) > restarts) or state in ("PENDING", "REQUEUED", "REQUEUE_HOLD"):
+        raise _Left("Slurm has put it back into the queue")
+    if state in ("RUNNING", "SIGNALING", "SUSPENDED", "STOPPED", "RESIZING"):
+        return
+    if record.get("Reason") == "TimeLimit" or state == "TIMEOUT":
+        return
+    preempted = record.get("PreemptTime", "None")
+    if state == "PREEMPTED" or (preempted != "None" and preempted == record.get("EndTime")):
+        return
+    # A job that is being cancelled shows only that it is COMPLETING; requeued now, it would rise again.
+    what = "it was cancelled" if state in ("COMPLETING", "CANCELLED") else f"Slurm says {state}"
+    raise _Left(what)
+
+
+def _patiently(ask: Callable[[], Any]) -> Any:
+    """``ask`` until Slurm answers, or patience is at its end."""
+    deadline = time.monotonic() + _PATIENCE_SECONDS
+    while True:
+        try:
+            return ask()
+        except SlurmDown:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(_PAUSE_SECONDS)
+
+
+def said_of(code: int) -> str:
+    """An exit code of srun's in words."""
+    if code == STOPPED_EARLY:
+        return "stopped, all saved"
+    if code == HUNG:
+        return f"exit code {code}: a rank hung, its watchdog ended it"
+    if code > 128:
+        with contextlib.suppress(ValueError):
+            name = signal.Signals(code - 128).name
+            memory = ", as it happens when memory runs out" if name == "SIGKILL" else ""
+            return f"exit code {code}: a rank was ended by {name}{memory}"
+    return f"exit code {code}: a rank crashed"
+
+
+def resume_command(run: Path | None, job: str | None = "", ranks: int = 1) -> str:
+    """What to type to go on with a run. ``job``: None if it was not trained by Slurm, on so many ranks."""
+    if run is None:
+        return "sbatch slurm/train.sbatch --resume RUN"
+    if (run / "submission.json").is_file():
+        return shlex.join(["hpcrl", "submit", *_site_option(run), "--resume", str(run)])
+    if job is None:
+        return shlex.join(
+            ["hpcrl", "train", *(["--ranks", str(ranks)] if ranks > 1 else []), "--resume", str(run)]
+        )
+    return shlex.join(["sbatch", "slurm/train.sbatch", "--resume", str(run)])
+
+
+def _site_option(run: Path) -> list[str]:
+    """--site FILE as it was typed when the run was submitted."""
+    with contextlib.suppress(HpcrlError, TypeError, KeyError):
+        site = _option([str(word) for word in read_json(run / "submission.json")["arguments"]], "--site")
+        return ["--site", site] if site else []
+    return []
+
+
+def run_of(arguments: Sequence[str], environ: Mapping[str, str] = os.environ) -> Path | None:
+    """The run that this job trains: HPCRL_RUN, --run or --resume, else the one that it began."""
+    given = environ.get("HPCRL_RUN") or _option(arguments, "--run") or _option(arguments, "--resume")
+    if given:
+        return Path(given)
+    job = job_id(environ)
+    with contextlib.suppress(Exception):  # the run is of help, no more
+        from hpcrl.config.load import load_config
+
+        config = _option(arguments, "--config")
+        sets = [value for name, value in _options(arguments) if name == "--set"]
+        folder = Path(load_config(Path(config) if config else None, sets).checkpoint.dir)
+        return run_of_job(folder, job) if job is not None else None
+    return None
+
+
+def _option(arguments: Sequence[str], name: str) -> str | None:
+    return next((value for option, value in reversed(_options(arguments)) if option == name), None)
+
+
+def _options(arguments: Sequence[str]) -> list[tuple[str, str]]:
+    """(option, value) of ``--option value`` and ``--option=value``."""
+    found = []
+    for k, word in enumerate(arguments):
+        name, equals, value = word.partition("=")
+        if name.startswith("--"):
+            found.append((name, value if equals else (arguments[k + 1] if k + 1 < len(arguments) else "")))
+    return found
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Prints the line. Ends well whatever happens: the job's exit code is srun's."""
+    try:
+        code = int(arguments[0])
+    except (IndexError, ValueError):
+        print("usage: python -m hpcrl.launch.again CODE [ARGUMENTS of hpcrl train]", file=sys.stderr)
+        return
+    run = None
+    with contextlib.suppress(OSError, HpcrlError):
+        run = run_of(arguments[1:])
+    if line := go_on(code, run):
+        print(line, flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
