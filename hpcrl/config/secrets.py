@@ -52,8 +52,8 @@ class Secrets(BaseModel):
 def read_secrets(
     folder: Path, environ: Mapping[str, str] = os.environ, names: Sequence[str] = SUPABASE + POSTGRES
 ) -> Secrets:
-    """The secrets of ``names`` that the environment gives, or ``folder``/.env, or the file that HPCRL_ENV_FILE
-    names in its place; the others stay None.
+    """The secrets of ``names`` that the environment gives, or ``folder``/.env, or in its place the file that
+    HPCRL_ENV_FILE names; the others stay None.
 
     HpcrlError: a .env that others can read or that cannot be understood, an address that cannot be right,
     half of what Supabase needs. The key itself is looked at by ``check_key``.
