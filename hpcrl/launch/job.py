@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from hpcrl.config.env import HINDSIGHT
 from hpcrl.config.load import load_config, one_process, overridden
 from hpcrl.config.root import Config, live_changes
+from hpcrl.launch.again import LOST_A_PEER, go_on
 from hpcrl.storage.attempts import run_of_job
 from hpcrl.storage.run_dir import RunDir
 from hpcrl.types import STOPPED_EARLY, HpcrlError, RunFailed
@@ -188,7 +189,7 @@ def _train(world: World, config: Config, run: RunDir | None, request: Request, s
     trainer = None
     if run is None:
         trainer, run = begin(
-            world, config, market, request.init, RunDir(request.run) if request.run else None
+            world, config, market, request.init, RunDir(request.run.absolute()) if request.run else None
         )
     else:
         known = run
@@ -205,13 +206,16 @@ def _train(world: World, config: Config, run: RunDir | None, request: Request, s
     except Exception as error:
         code = error.exit_code if isinstance(error, HpcrlError) else 1
         reason = str(error) if isinstance(error, HpcrlError) else f"{type(error).__name__}: {error}"
+        if world.size > 1 and not isinstance(error, HpcrlError) and _lost_a_peer(error):
+            reason = LOST_A_PEER
         raise
     finally:
         watchdog.stop()
         session.end(code, epoch, reason)
     if code == STOPPED_EARLY:
-        command = resume_command(run, config, world)
-        console.say(f"Stopped after epoch {epoch}, all saved. To go on: {command}")
+        console.say(f"Stopped after epoch {epoch}, all saved.")
+        line = go_on(code, run.path) if world.is_main else ""  # the requeue may end this process
+        console.say(line or f"To go on: {resume_command(run, config, world)}")
     return code
 
 
