@@ -214,7 +214,8 @@ def _train(world: World, config: Config, run: RunDir | None, request: Request, s
         session.end(code, epoch, reason)
     if code == STOPPED_EARLY:
         console.say(f"Stopped after epoch {epoch}, all saved.")
-        line = go_on(code, run.path) if world.is_main else ""  # the requeue may end this process
+        by_slurm = world.is_main and reason in ("SIGTERM", "SIGUSR2")
+        line = go_on(code, run.path) if by_slurm else ""  # the requeue may end this process
         console.say(line or f"To go on: {resume_command(run, config, world)}")
     return code
 
