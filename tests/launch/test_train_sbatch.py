@@ -89,7 +89,8 @@ def test_a_crash_or_hang_asks_whether_to_run_again_and_keeps_its_code(repository
     # The answer's own exit code, here that of a module that is missing, changes nothing.
     done = repository.run("train.sbatch", cwd=elsewhere, srun_code=str(code), python_code="1")
     assert done.returncode == code and f"exit code {code}\n" in done.stdout
-    assert repository.called("python") [:3] == ["-m", "hpcrl.launch.again", str(code)]
+    config = str(repository.path / "yaml/train_8gpu.yaml")
+    assert repository.called("python") == ["-m", "hpcrl.launch.again", str(code), "--config", config]
 
 
 def test_start_and_end_are_stamped_with_job_attempt_and_nodes(repository, elsewhere):
