@@ -6,10 +6,10 @@ BIN    := $(VENV)/bin
 SPREAD := -n 2 --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help setup postgres train test soak check bench learn peers clean
+.PHONY: help setup test-system train test soak check bench learn peers clean
 
 help:  ## list the targets
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
 
 $(VENV)/ready: setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -19,17 +19,9 @@ $(VENV)/ready: setup.cfg pyproject.toml constraints.txt
 
 setup: $(VENV)/ready  ## create .venv with everything that is pinned in constraints.txt
 
-# Tests start a server of their own and look for its programs in the same places (tests/servers/postgres.py).
-postgres:  ## install PostgreSQL's programs for the tests, where they are missing (Debian, as root)
-	@set -e; \
-	if command -v postgres >/dev/null || ls /usr/lib/postgresql/*/bin/postgres >/dev/null 2>&1; then exit 0; fi; \
-	if [ "$$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then \
-		echo "the tests start a real PostgreSQL server; install Debian's package first:" \
-			"sudo apt-get install postgresql" >&2; \
-		exit 1; \
-	fi; \
-	apt-get update -qq; \
-	DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends postgresql
+# Installs as root on Debian; elsewhere it tells what is missing, and `make test` goes on without.
+test-system:  ## install what the tests start (PostgreSQL, Slurm), where it is missing (Debian, as root)
+	@tests/servers/install.sh $(if $(filter $@,$(MAKECMDGOALS)),--strict)
 
 data/msft.h5: data/sample/MSFT_5min.csv | $(VENV)/ready
 	$(BIN)/hpcrl stage files --path data/sample/MSFT_5min.csv --price-adjustment splits --out $@
@@ -38,13 +30,13 @@ train: $(VENV)/ready data/msft.h5  ## stage the real sample, train on the CPU, e
 	$(BIN)/hpcrl train --config yaml/local.yaml
 	$(BIN)/hpcrl evaluate "$$(ls -d checkpoints/dist_run_* | tail -n 1)" --split test
 
-test: $(VENV)/ready postgres  ## all tests: one case of every fault class, under 25 minutes on two cores
+test: $(VENV)/ready test-system  ## all tests: one case of every fault class, under 25 minutes on two cores
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not soak" $(SPREAD)
 
-soak: $(VENV)/ready postgres  ## the full counts that the issues name; results in docs/soak.md
+soak: $(VENV)/ready test-system  ## the full counts that the issues name; results in docs/soak.md
 	SOAK_REPORT=docs/soak.md OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m soak --timeout 7200 $(SPREAD)
 
-check: $(VENV)/ready postgres  ## format, lint, types and the fast tests: about a minute
+check: $(VENV)/ready test-system  ## format, lint, types and the fast tests: about a minute
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 
 import pytest
@@ -13,8 +12,8 @@ from servers.slurm import SlurmCluster, missing_packages
 def slurm_session() -> Iterator[SlurmCluster]:
     missing = missing_packages()
     if missing:
-        reason = f"no Slurm cluster without Debian's {' '.join(missing)}; as root: make test-system"
-        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(reason)
+        # In CI, where none may be skipped, the session then fails (tests/conftest.py).
+        pytest.skip(f"no Slurm cluster without Debian's {' '.join(missing)}; as root: make test-system")
     cluster = SlurmCluster()
     try:
         cluster.start()

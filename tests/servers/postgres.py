@@ -25,7 +25,7 @@ import pytest
 
 MISSING = (
     "these tests start a real PostgreSQL server, and its programs (postgres, initdb) are neither in PATH nor "
-    "in /usr/lib/postgresql/*/bin; install them: apt-get install postgresql (or as root: make postgres)"
+    "in /usr/lib/postgresql/*/bin; install them: apt-get install postgresql (or as root: make test-system)"
 )
 SETTINGS = {
     "listen_addresses": "",
@@ -92,7 +92,7 @@ class PostgresServer:
     def start(self) -> None:
         initdb, postgres = find_program("initdb"), find_program("postgres")
         if initdb is None or postgres is None:
-            pytest.fail(MISSING, pytrace=False)
+            pytest.skip(MISSING)  # in CI, where none may be skipped, the session fails (tests/conftest.py)
         # Not TMPDIR: a socket's path has at most 107 bytes, and the other user must get there.
         self.folder = Path(tempfile.mkdtemp(prefix="hpcrl-pg-", dir="/tmp"))
         # Removes the folder when the pipe's other end closes, however the test process came to its end.

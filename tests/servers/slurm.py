@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -34,11 +35,10 @@ PACKAGES = {
     "munged": "munge",
     "slurmdbd": "slurmdbd",
     "mariadbd": "mariadb-server-core",
-    "mariadb-install-db": "mariadb-server-core",
     "ip": "iproute2",
 }
 ENDED = frozenset(
-    ["COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE"]
+    ["COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED", "OUT_OF_MEMORY", "BOOT_FAIL"]
 )
 # Variables of an enclosing job or launcher, which would mislead what a test starts.
 _FOREIGN = ("SLURM_", "SLURMD_", "SBATCH_", "RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_", "GPU_COUNT",
@@ -104,8 +104,6 @@ class SlurmCluster:
         self.layout.write()
         if self.namespaces:
             self._inside = Namespaces(self.layout, self._own_environment(), _die_with_parent)
-        for name in ("munge.socket", "log"):
-            assert len(str(self.root / name)) < 100
         self._start_munge()
         self._start_accounting()
         self.start_controller()
@@ -131,15 +129,23 @@ class SlurmCluster:
             self.start_controller()
         if self._configured:
             self.configure()
-        self.run("scancel", "--user", self.layout.user, check=False)
         for k in sorted(self._cut):
             self.mend(k)
         for k in range(1, NODES + 1):
             if self._daemons[f"node{k}"].poll() is not None:
                 self.start_node(k)
-        self.run("scontrol", "update", "nodename=ALL", "state=resume", check=False)
-        poll(lambda: not self.run("squeue", "--noheader").stdout.strip(), 120, self.report)
-        self.wait_nodes()
+        self.poll(self._empty, 120)
+
+    def _empty(self) -> bool:
+        """Again and again: a cancelled job may requeue itself, a node may be drained meanwhile."""
+        states = self.node_states()
+        for name in [name for name, state in states.items() if state.startswith(("down", "drain"))]:
+            self.run("scontrol", "update", f"nodename={name}", "state=resume", check=False)
+        jobs = self.run("squeue", "--noheader", "--format=%A %T").stdout.splitlines()
+        waiting = [line.split()[0] for line in jobs if not line.endswith("COMPLETING")]
+        if waiting:
+            self.run("scancel", *waiting, check=False)
+        return not jobs and set(states.values()) == {"idle"}
 
     def _own_environment(self) -> dict[str, str]:
         own = {
@@ -204,8 +210,12 @@ class SlurmCluster:
 
     # Commands
 
+    def poll(self, probe: Callable[[], Any], seconds: float) -> Any:
+        """The first true value of ``probe()``; fails with ``report()`` after so many seconds."""
+        return poll(probe, seconds, self.report)
+
     def environment(self, **extra: str) -> dict[str, str]:
-        """For processes of the tests that call Slurm's commands: PATH and SLURM_CONF, no other job's variables."""
+        """For processes that call Slurm's commands: PATH and SLURM_CONF, and no other job's variables."""
         base = {key: value for key, value in os.environ.items() if not key.startswith(_FOREIGN)}
         base |= {
             "PATH": f"{self.root}/bin:{PATH}",
@@ -246,22 +256,20 @@ class SlurmCluster:
     def show(self, job: str) -> dict[str, str]:
         """What scontrol tells of a job (or of one task of an array, 12_3): {"JobState": "RUNNING", ...}."""
         shown = self.run("scontrol", "-o", "show", "job", job, check=False).stdout
-        pairs = [part.partition("=") for part in shown.split("\n")[0].split()]
-        return {key: value for key, _, value in pairs}
+        # Values may hold spaces and equals signs: a folder's name, TRES=cpu=8,mem=4G.
+        parts = re.split(r"(?:^| )([A-Z][\w:/]*)=", shown.partition("\n")[0])
+        return dict(zip(parts[1::2], parts[2::2], strict=True))
 
     def state(self, job: str) -> str:
         return self.show(job).get("JobState", "unknown")
 
     def wait(self, job: str, states: str | Collection[str] = ENDED, timeout: float = 120) -> dict[str, str]:
-        """``show(job)`` once the job is in one of the states; one that ended otherwise fails at once."""
+        """``show(job)`` once the job is in one of the states."""
         wanted = {states} if isinstance(states, str) else set(states)
 
         def probe() -> dict[str, str] | None:
             shown = self.show(job)
-            if shown.get("JobState") in wanted:
-                return shown
-            # A job that waits for its requeue may show an end for a moment: Restarts or Requeue tell too little.
-            return None
+            return shown if shown.get("JobState") in wanted else None
 
         return poll(
             probe, timeout, lambda: f"job {job} is not {' or '.join(sorted(wanted))}: {self.show(job)}"
@@ -348,7 +356,7 @@ class SlurmCluster:
             found = self.node_states()
             return {found.get(name) for name in nodes} <= wanted
 
-        poll(probe, timeout, self.report)
+        self.poll(probe, timeout)
 
     def log(self, name: str) -> str:
         """What a daemon (slurmctld, slurmdbd, munged, mariadbd, node1...) wrote."""

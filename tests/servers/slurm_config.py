@@ -70,11 +70,12 @@ AccountingStoragePort={dbd_port}
 AccountingStoragePass={root}/munge.socket
 AccountingStorageTRES=gres/gpu
 GresTypes=gpu
-PartitionName=gpu Nodes=ALL Default=YES PriorityTier=10 PreemptMode=OFF
-PartitionName=hi Nodes=ALL PriorityTier=100 PreemptMode=OFF
-PartitionName=lo Nodes=ALL PriorityTier=1 PreemptMode=REQUEUE GraceTime=5
-PartitionName=lost Nodes=ALL PriorityTier=1 PreemptMode=CANCEL GraceTime=5
-PartitionName=short Nodes=ALL PriorityTier=10 PreemptMode=OFF MaxTime=1 DefaultTime=1
+PartitionName=DEFAULT Nodes=ALL DefaultTime=60
+PartitionName=gpu Default=YES PriorityTier=10 PreemptMode=OFF
+PartitionName=hi PriorityTier=100 PreemptMode=OFF
+PartitionName=lo PriorityTier=1 PreemptMode=REQUEUE GraceTime=5
+PartitionName=lost PriorityTier=1 PreemptMode=CANCEL GraceTime=5
+PartitionName=short PriorityTier=10 PreemptMode=OFF MaxTime=1 DefaultTime=1
 """
 SLURMDBD_CONF = """
 AuthType=auth/munge

@@ -48,7 +48,7 @@ WRAPPER = """#!/bin/sh
 exec nsenter --target {pid} --net --uts {program} "$@"
 """
 COMMANDS = (
-    "sbatch", "srun", "salloc", "scontrol", "squeue", "sacct", "sacctmgr", "scancel", "sinfo", "sprio", "sstat",
+    "sbatch", "srun", "salloc", "scontrol", "squeue", "sacct", "sacctmgr", "scancel", "sinfo", "sstat",
 )  # fmt: skip
 
 

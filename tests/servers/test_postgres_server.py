@@ -71,7 +71,7 @@ def test_the_newest_of_debians_versions_is_found_where_path_has_none(monkeypatch
         assert os.access(found, os.X_OK)
 
 
-def test_without_the_programs_the_failure_says_what_to_install(monkeypatch):
+def test_without_the_programs_the_skip_says_what_to_install(monkeypatch):
     monkeypatch.setattr(module, "find_program", lambda name: None)
-    with pytest.raises(pytest.fail.Exception, match="apt-get install postgresql"):
+    with pytest.raises(pytest.skip.Exception, match="apt-get install postgresql"):
         module.PostgresServer().start()
