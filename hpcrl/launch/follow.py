@@ -1,7 +1,7 @@
 """Waiting for submitted jobs: what becomes of each is told as it happens.
 
-Slurm is asked by scontrol, and by accounting for jobs that it has forgotten; submitit's own results are not
-used, for a job that dies leaves none. A training job that ended early goes on in its successor.
+Slurm is asked (``accounting``), not submitit: a job that dies leaves no result. A training job that ended
+early goes on in its successor.
 """
 
 from __future__ import annotations
@@ -12,51 +12,15 @@ import shlex
 import sys
 import time
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+from hpcrl.launch.accounting import JobState, read_jobs
 from hpcrl.launch.local_job import last_words
-from hpcrl.launch.submit import OVER, read_submission
+from hpcrl.launch.submit import read_submission
 from hpcrl.types import HpcrlError
-from hpcrl.world.slurm import NoSlurm, SlurmDown, SlurmRefused, run_slurm, show_job
+from hpcrl.world.slurm import run_slurm
 
 _FIRST_POLL_SECONDS, _LAST_POLL_SECONDS = 0.5, 10.0
-UNKNOWN = "UNKNOWN"
-"""The state of a job that Slurm has forgotten, without accounting to ask."""
-
-
-class State(NamedTuple):
-    name: str
-    """Slurm's: PENDING, RUNNING, COMPLETED, ..."""
-    about: str = ""
-    """Why it waits, where it runs, or its exit code."""
-
-    @property
-    def over(self) -> bool:
-        return self.name in OVER or self.name == UNKNOWN
-
-
-def state_of(job: str) -> State:
-    """What Slurm says of a job now. SlurmDown: it does not answer."""
-    try:
-        shown = show_job(job)
-    except SlurmRefused:
-        return _accounted(job)
-    name = shown.get("JobState", UNKNOWN)
-    if name == "PENDING":
-        return State(name, shown.get("Reason", ""))
-    if name in OVER:
-        code, _, number = shown.get("ExitCode", "").partition(":")
-        return State(name, f"signal {number}" if number not in ("", "0") else f"exit code {code}")
-    return State(name, shown.get("NodeList", ""))
-
-
-def _accounted(job: str) -> State:
-    with contextlib.suppress(HpcrlError):
-        said = run_slurm(["sacct", "-X", "-P", "-n", "-j", job, "--format=State,ExitCode"])
-        name, _, code = said.strip().rpartition("\n")[2].partition("|")
-        if name:
-            return State(name.split()[0], f"exit code {code.partition(':')[0]}")
-    return State(UNKNOWN, "Slurm no longer knows it, and there is no accounting to ask")
 
 
 def follow(run: Path, ids: list[str], show_table: bool = True) -> int:
@@ -66,17 +30,18 @@ def follow(run: Path, ids: list[str], show_table: bool = True) -> int:
     jobs: 130.
     """
     look = f"hpcrl status {shlex.quote(str(run))}"
+    told: set[str] = set()
     try:
         for place, first in enumerate(ids):
-            job, state = _last_of(run, first)
-            kind = _entry(run, job)["kind"]
-            if state.name != "COMPLETED":
-                _cancel(run, ids[place + 1 :])
-                _tell_failure(run, job, kind, state, len(ids) - place - 1)
+            state = _last_of(run, first, told)
+            kind = _entry(run, state.id)["kind"]
+            if state.state != "COMPLETED":
+                _cancel(ids[place + 1 :])
+                _tell_failure(run, kind, state, len(ids) - place - 1)
                 say(f"to look: {look}")
                 return 1
         if show_table and kind == "evaluate":
-            print(table_of(log_of(run, job)), flush=True)
+            print(table_of(log_of(run, state.id)), flush=True)
     except KeyboardInterrupt:
         jobs = read_submission(run)["jobs"]
         rest = [each["id"] for each in jobs if each["id"] in ids or each["successor_of"] in ids]
@@ -85,43 +50,54 @@ def follow(run: Path, ids: list[str], show_table: bool = True) -> int:
     return 0
 
 
-def _last_of(run: Path, job: str) -> tuple[str, State]:
-    """The job, or the last of its successors, once it is over; each change is told."""
-    seconds, quiet = _FIRST_POLL_SECONDS, False
-    told: State | None = None
+def _last_of(run: Path, job: str, told: set[str]) -> JobState:
+    """The job, or the last of its successors, once it is over; each change and note is told once."""
+    seconds, before = _FIRST_POLL_SECONDS, ""
     while True:
-        try:
-            state = state_of(job)
-        except (SlurmDown, NoSlurm) as error:
-            if not quiet:
-                say(f"{error}; still waiting")
-            quiet, state = True, None
-        if state is not None:
-            quiet, seen_before = False, state == told
+        books = read_jobs([job])
+        for note in books.notes:
+            if note not in told:
+                say(f"note: {note}")
+                told.add(note)
+        if books.reachable:
+            state = books.jobs.get(job, JobState(job, "UNKNOWN", reason="Slurm no longer knows it"))
+            line = f"{_entry(run, job)['kind']} {job}: {state.state} {_about(state)}".rstrip()
+            seen_before = line == before
             if not seen_before:
-                say(f"{_entry(run, job)['kind']} {job}: {state.name} {state.about}".rstrip())
-                told, seconds = state, _FIRST_POLL_SECONDS
+                say(line)
+                before, seconds = line, _FIRST_POLL_SECONDS
             # A job that is being requeued may look ended for a moment.
-            if state.name == "COMPLETED" or (state.over and seen_before):
-                # Noted before its predecessor ends.
+            if state.state == "COMPLETED" or ((state.over or state.state == "UNKNOWN") and seen_before):
                 following = [e["id"] for e in read_submission(run)["jobs"] if e["successor_of"] == job]
-                if not following:
-                    return job, state
-                job, told = following[-1], None
+                if not following:  # a successor is noted before its predecessor ends
+                    return state
+                job, before = following[-1], ""
                 continue
         time.sleep(seconds)
         seconds = min(1.5 * seconds, _LAST_POLL_SECONDS)
 
 
-def _tell_failure(run: Path, job: str, kind: str, state: State, rest: int) -> None:
-    log = log_of(run, job)
-    after = "; the jobs after it were cancelled" if rest else ""
-    about = f" ({state.about})" if state.about else ""
-    say(f"error: the {kind} job {job} ended as {state.name}{about}: {last_words(log)}{after}. Log: {log}")
+def _about(state: JobState) -> str:
+    """Why it waits, where it runs, how it ended."""
+    if state.state in ("PENDING", "UNKNOWN"):
+        return state.reason
+    if state.state == "COMPLETED":
+        return ""
+    if state.over:
+        return f"signal {state.signal}" if state.signal else f"exit code {state.exit_code}"
+    return state.nodes
 
 
-def _cancel(run: Path, ids: list[str]) -> None:
-    """Slurm cancels them too, for what they depend on cannot come any more; but in its own time."""
+def _tell_failure(run: Path, kind: str, state: JobState, rest: int) -> None:
+    log = log_of(run, state.id)
+    after = "; the jobs after it are cancelled" if rest else ""
+    about = f" ({_about(state)})" if _about(state) else ""
+    ended = f"the {kind} job {state.id} ended as {state.state}{about}"
+    say(f"error: {ended}: {last_words(log)}{after}. Log: {log}")
+
+
+def _cancel(ids: list[str]) -> None:
+    """Slurm cancels them too, for what they wait for cannot come any more; but in its own time."""
     if ids:
         with contextlib.suppress(HpcrlError):
             run_slurm(["scancel", *ids])

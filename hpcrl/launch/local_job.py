@@ -85,7 +85,7 @@ def last_words(log: Path) -> str:
         line for line in told if not re.match(r"(end|start) \d{4}-|submitit |srun: |slurmstepd: ", line)
     ] or told
     errors = [line for line in told if re.match(r"(error|fatal)\b|\w*Error\b", line)]
-    return (errors or told or ["its log is empty"])[-1][:300]
+    return (errors or told or ["its log is empty"])[-1].removeprefix("error: ")[:300]
 
 
 def _gpus(ranks: int) -> dict[str, Any]:

@@ -29,20 +29,16 @@ from hpcrl.config.load_site import site_of
 from hpcrl.config.site import Kind
 from hpcrl.config.yaml_file import read_mapping
 from hpcrl.launch import task
+from hpcrl.launch.accounting import read_jobs
 from hpcrl.launch.plan import Plan, expanded, python_of, with_measured_lead
 from hpcrl.launch.scripts import EXPORT, STAGE_EXPORT, setup, teardown
 from hpcrl.storage.atomic import read_json, to_json, write_error, write_text
 from hpcrl.storage.revision import git_commit
 from hpcrl.storage.run_dir import NAME, RunDir
 from hpcrl.types import HpcrlError, RunFailed
-from hpcrl.world.slurm import NoSlurm, SlurmRefused, job_id, run_slurm, show_job
+from hpcrl.world.slurm import NoSlurm, job_id, run_slurm
 
 FORMAT = 1
-OVER = {
-    "BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED",
-    "REVOKED", "TIMEOUT",
-}  # fmt: skip
-"""States of jobs that do not come back."""
 # sbatch runs with these gone, so that no secret and no option of another job reaches the new one. Slurm's own
 # address book is kept.
 _FOREIGN = re.compile(
@@ -168,7 +164,9 @@ def submit_again(run: Path, environ: Mapping[str, str] = os.environ) -> str:
     """
     record = read_submission(run)
     old = job_id(environ)
-    site = with_measured_lead(site_of(record["site"], str(run / "submission.json")), RunDir(run))
+    site = site_of(record["site"], str(run / "submission.json"))
+    with contextlib.suppress(HpcrlError):  # too long for the time limit: better a successor with a short one
+        site = with_measured_lead(site, RunDir(run))
     config = load_config(base=read_mapping(run / "jobs" / "config.yaml"), environment={})
     plan = Plan(
         config=config, site=site, chain=("train",), stage=(), evaluate=(), folder=Path(record["folder"]),
@@ -238,11 +236,9 @@ def refusal(text: str, kind: str) -> HpcrlError:
     """sbatch's refusal as one line, and where to look."""
     said = _said(text)[:400] or "it gave no reason"
     if _DOWN.search(said):
-        return RunFailed(
-            f"Slurm does not answer: {said}; is the controller up? sinfo tells. Nothing was made"
-        )
+        return RunFailed(f"Slurm does not answer: {said}; is the controller up? sinfo tells. Nothing stays")
     advice = next(advice for word, advice in _ADVICE if word in said.lower())
-    return HpcrlError(f"sbatch refused the {kind} job: {said}; {advice}. Nothing was made")
+    return HpcrlError(f"sbatch refused the {kind} job: {said}; {advice}. Nothing stays")
 
 
 def _said(text: str) -> str:
@@ -333,14 +329,12 @@ def _refuse_if_active(run: Path) -> None:
     """HpcrlError if a job of this run is queued or runs: two would train it in turns."""
     if not (run / "submission.json").is_file():
         return
-    for job in read_submission(run)["jobs"]:
-        state = ""
-        with contextlib.suppress(SlurmRefused):  # long gone
-            state = show_job(job["id"]).get("JobState", "")
-        if job["kind"] == "train" and state and state not in OVER:
+    trains = [job["id"] for job in read_submission(run)["jobs"] if job["kind"] == "train"]
+    for job in read_jobs(trains).jobs.values():
+        if not job.over:
             raise HpcrlError(
-                f"{run}: job {job['id']} trains it ({state}); wait for it (hpcrl status {run}), or cancel it "
-                f"first: scancel {job['id']}"
+                f"{run}: job {job.id} trains it ({job.state}); wait for it (hpcrl status {run}), or cancel "
+                f"it first: scancel {job.id}"
             )
 
 
