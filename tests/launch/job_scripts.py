@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = 'it\'s a "repository"'
@@ -62,9 +63,9 @@ class Repository:
         self.spool = folder / "spool"
         self.spool.mkdir()
 
-    def run(
+    def start(
         self, script: str, *arguments: str, cwd: Path, command: str | None = None, **environ: str
-    ) -> subprocess.CompletedProcess[str]:
+    ) -> subprocess.Popen[str]:
         """slurm/SCRIPT as Slurm runs it, from the spool folder. ``command``: what the job's record says."""
         copy = self.spool / "slurm_script"
         shutil.copy(self.path / "slurm" / script, copy)
@@ -78,10 +79,19 @@ class Repository:
             "SLURM_SUBMIT_DIR": str(cwd),
             "HPCRL_MODULES": "none",
         }
-        return subprocess.run(
-            ["bash", copy, *arguments],
-            cwd=cwd, env=base | environ, capture_output=True, text=True, timeout=60,
-        )  # fmt: skip
+        pipe = subprocess.PIPE
+        return subprocess.Popen(
+            ["bash", copy, *arguments], cwd=cwd, env=base | environ, stdout=pipe, stderr=pipe, text=True
+        )
+
+    def run(self, script: str, *arguments: str, **rest: Any) -> subprocess.CompletedProcess[str]:
+        """The same to its end."""
+        process = self.start(script, *arguments, **rest)
+        try:
+            out, err = process.communicate(timeout=60)
+        finally:
+            process.kill()
+        return subprocess.CompletedProcess(script, process.returncode, out, err)
 
     def called(self, name: str) -> list[str] | None:
         """The arguments of the recorder, None if nobody called it."""

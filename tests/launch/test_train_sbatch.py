@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import time
+from pathlib import Path
 
 import pytest
-from launch.job_scripts import ROOT, Repository, exported, late_directives
+from launch.job_scripts import ROOT, Repository, executable, exported, late_directives
 
 SCRIPT = ROOT / "slurm/train.sbatch"
 SECRETS = {
@@ -102,6 +105,22 @@ def test_start_and_end_are_stamped_with_job_attempt_and_nodes(repository, elsewh
     assert re.search(rf"^end {stamp} exit code 0$", done.stdout, re.M)
 
 
+def test_scancels_term_does_not_end_the_script_before_the_ranks_have_saved(repository, elsewhere):
+    started, saved = repository.records / "started", repository.records / "saved"
+    text = f"#!/bin/sh\ntouch '{started}'\nuntil [ -e '{saved}' ]; do sleep 0.05; done\nexit 75\n"
+    executable(repository.commands / "srun", text)
+    script = repository.start("train.sbatch", cwd=elsewhere)
+    deadline = time.monotonic() + 60
+    while not started.exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    script.terminate()
+    with pytest.raises(subprocess.TimeoutExpired):
+        script.wait(0.3)
+    saved.touch()
+    out, _ = script.communicate(timeout=60)
+    assert script.returncode == 75 and "exit code 75\n" in out
+
+
 class TestWhereTheRepositoryIs:
     def test_as_the_jobs_record_says_arguments_behind_it(self, repository, elsewhere):
         command = f"{repository.path}/slurm/train.sbatch --set a=/slurm/train.sbatch b"
@@ -110,7 +129,8 @@ class TestWhereTheRepositoryIs:
 
     def test_the_record_may_be_relative_to_the_folder_of_submission(self, repository, elsewhere):
         command = f"../clone/{repository.path.name}/slurm/train.sbatch"
-        done = repository.run("train.sbatch", cwd=elsewhere, command=command)
+        # --chdir=/ starts the job in another one.
+        done = repository.run("train.sbatch", cwd=Path("/"), command=command, SLURM_SUBMIT_DIR=str(elsewhere))
         assert done.returncode == 0, done.stderr
         assert repository.environ("srun")["HPCRL_ROOT"] == str(repository.path)
 
