@@ -67,7 +67,7 @@ _early: StopFlag | None = None
 
 
 def install_early() -> None:
-    """For a program's first lines: no signal ends the process from here on, and ``process_flag`` knows of it."""
+    """For a program's first lines: from here on no signal is lost, ``process_flag`` knows of it."""
     global _early
     _early = (_early or StopFlag()).install()
 

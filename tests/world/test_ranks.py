@@ -71,46 +71,6 @@ def test_half_set_variables_are_users_errors(env: dict[str, str], says: str) -> 
 
 
 @pytest.mark.parametrize(
-    ("nodelist", "first"),
-    [
-        ("node1", "node1"),
-        ("gpu[007-012,020],login1", "gpu007"),
-        ("gpu[3,5]", "gpu3"),
-        ("a1,b[2-3]", "a1"),
-        ("rack[1-2]n[05-06]-ib", "rack1n05-ib"),
-        ("host.example.org", "host.example.org"),
-    ],
-)
-def test_first_host_of_a_node_list(nodelist: str, first: str) -> None:
-    assert ranks.first_host(nodelist) == first
-
-
-@pytest.mark.parametrize("nodelist", ["", "gpu[", "gpu[1-2"])
-def test_broken_node_list_is_named(nodelist: str) -> None:
-    with pytest.raises(HpcrlError, match="SLURM_JOB_NODELIST"):
-        ranks.first_host(nodelist)
-
-
-def test_slurm_ranks_meet_on_the_steps_first_node_at_a_port_from_the_job() -> None:
-    host, port = ranks.rendezvous("slurm", STEP)
-    other = ranks.rendezvous("slurm", STEP | {"SLURM_JOB_ID": "4243"})[1]
-    assert host == "gpu08"
-    assert 15_000 <= port < 30_000 and port != other
-    assert ranks.rendezvous("slurm", STEP | {"MASTER_ADDR": "x", "MASTER_PORT": "9"}) == ("x", 9)
-
-
-def test_ranks_on_one_node_meet_on_loopback_whatever_slurm_calls_the_node() -> None:
-    assert ranks.rendezvous("slurm", STEP | {"SLURM_STEP_NUM_NODES": "1"})[0] == "127.0.0.1"
-    assert ranks.rendezvous("slurm", STEP | {"SLURM_STEP_NUM_NODES": "2"})[0] == "gpu08"
-
-
-def test_a_name_that_does_not_resolve_is_told_at_once() -> None:
-    ranks.check_name("127.0.0.1")
-    with pytest.raises(HpcrlError, match=r"'gpu08\.invalid'.*MASTER_ADDR"):
-        ranks.check_name("gpu08.invalid")
-
-
-@pytest.mark.parametrize(
     ("env", "size"),
     [
         ({}, 1),
@@ -118,6 +78,7 @@ def test_a_name_that_does_not_resolve_is_told_at_once() -> None:
         (STEP | {"SLURM_STEP_TASKS_PER_NODE": "8"}, 8),
         (STEP | {"SLURM_STEP_TASKS_PER_NODE": "4(x2)"}, 4),
         (STEP | {"SLURM_STEP_TASKS_PER_NODE": "3,8(x12),2"}, 8),
+        (STEP | {"SLURM_STEP_TASKS_PER_NODE": "3,8(x12),2", "SLURM_NODEID": "13"}, 2),
         ({"SLURM_STEP_TASKS_PER_NODE": "8"}, 1),
     ],
 )
