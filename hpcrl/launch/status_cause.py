@@ -1,0 +1,171 @@
+"""Why an attempt, or a job that never came to one, ended: its end.json, Slurm's word, its log, in this order.
+
+An attempt that was killed wrote no end.json. Of a job that was requeued Slurm says no more than that, so the
+log tells what went before. Knows no torch, and reads no file but a log.
+"""
+
+from __future__ import annotations
+
+import re
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hpcrl.launch.accounting import JobState, Start
+from hpcrl.launch.again import LOST_A_PEER
+from hpcrl.launch.logs import LogWords, read_words
+from hpcrl.types import HUNG, STOPPED_EARLY
+
+_SIGNALS = {
+    "SIGTERM": "it was told to stop (TERM)",
+    "SIGUSR2": "its time limit came near",
+    "SIGINT": "it was interrupted (Ctrl-C)",
+    "SIGHUP": "its terminal was closed",
+}
+# Of a log, for jobs that Slurm has forgotten.
+_DUE_TO = {
+    "DUE TO TIME LIMIT": "time_limit",
+    "DUE TO PREEMPTION": "preempted",
+    "DUE TO JOB REQUEUE": "requeued",
+    "DUE TO NODE FAILURE": "node_failure",
+    "CANCELLED AT": "cancelled",
+}
+_STATES = {
+    "CANCELLED": "cancelled",
+    "TIMEOUT": "time_limit",
+    "DEADLINE": "time_limit",
+    "NODE_FAIL": "node_failure",
+    "BOOT_FAIL": "node_failure",
+    "OUT_OF_MEMORY": "out_of_memory",
+    "PREEMPTED": "preempted",
+    "REQUEUED": "requeued",
+}
+_TEXTS = {
+    "cancelled": "it was cancelled",
+    "time_limit": "its time limit was reached",
+    "preempted": "it was preempted",
+    "requeued": "it was put back into the queue",
+    "node_failure": "its node failed",
+    "out_of_memory": "it ran out of memory",
+}
+_MEMORY = re.compile(
+    r"out of memory|outofmemory|oom[-_ ]kill|memory limit|can't allocate memory|MemoryError", re.I
+)
+
+
+@dataclass(frozen=True)
+class Cause:
+    """How an attempt, or a job that never came to one, ended."""
+
+    kind: str
+    """finished, cancelled, time_limit, preempted, requeued, node_failure, out_of_memory, crashed, hung,
+    superseded, fruitless, mistake, failed, no_result, never_started, dependency, stopped, lost."""
+    text: str
+    """For people, without a full stop."""
+    saved: bool = False
+    """All was saved when it ended."""
+
+
+def why_ended(
+    end: dict[str, Any] | None, slurm: JobState | Start | None, words: LogWords, who: str | None = None
+) -> Cause:
+    """Of one attempt. ``slurm``: the job's word, of this start of it; ``who`` cancelled it."""
+    if end is not None and end.get("reason") != LOST_A_PEER:
+        return _of_end(end, slurm, who)
+    code = (slurm.exit_code if slurm is not None else 0) or words.code
+    kind = _STATES.get(slurm.state, "") if slurm is not None else ""
+    due = next((kind for word, kind in _DUE_TO.items() if word in words.slurm), "")
+    if "hangs: " in words.error or code == HUNG:
+        return Cause("hung", words.error or "a rank hung, and its watchdog ended it")
+    if kind == "out_of_memory" or (_MEMORY.search(words.error) and kind in ("", "requeued")):
+        return Cause("out_of_memory", _with("it ran out of memory", words.error))
+    if kind == "cancelled":
+        return Cause(kind, f"it was cancelled{_by(who)} before it could save")
+    if kind in ("", "requeued") and due != "requeued":  # of a requeued start, Slurm says no more than that
+        kind = due or kind
+    if kind in ("time_limit", "preempted", "node_failure", "cancelled"):
+        nodes = f" ({slurm.nodes})" if kind == "node_failure" and slurm is not None and slurm.nodes else ""
+        saved = "" if kind == "node_failure" else " before it could save"
+        return Cause(kind, f"{_TEXTS[kind]}{nodes}{saved}")
+    if words.crash or (code and code > 2):
+        return Cause("crashed", _with(_crash(code, words), words.error))
+    if words.error:
+        return Cause("mistake" if code == 2 else "failed", words.error)
+    if kind or due:
+        return Cause(kind or due, f"{_TEXTS[kind or due]} before it could save")
+    if slurm is not None and slurm.state in ("COMPLETED", "FAILED"):
+        return Cause(
+            "no_result", f"its job ended with exit code {code} and left no result: a process ended itself"
+        )
+    return Cause("lost", "it ended without a word")
+
+
+def _of_end(end: dict[str, Any], slurm: JobState | Start | None, who: str | None) -> Cause:
+    code, reason = end.get("code"), str(end.get("reason") or "")
+    if code == 0:
+        return Cause("finished", "finished", saved=True)
+    if code == STOPPED_EARLY:
+        kind = _STATES.get(slurm.state, "stopped") if slurm is not None else "stopped"
+        if kind == "cancelled":
+            return Cause(kind, f"it was cancelled{_by(who)}; all was saved", saved=True)
+        if kind in ("time_limit", "preempted", "node_failure"):
+            return Cause(kind, f"{_TEXTS[kind]}; all was saved", saved=True)
+        kind = "time_limit" if reason == "SIGUSR2" else "stopped"
+        return Cause(
+            kind, f"{_SIGNALS.get(reason, reason or 'it was told to stop')}; all was saved", saved=True
+        )
+    if "is superseded by attempt" in reason:
+        return Cause("superseded", reason.partition(":")[0])
+    if "without a new checkpoint" in reason:
+        return Cause("fruitless", reason)
+    return Cause("mistake" if code == 2 else "failed", reason or f"it failed with exit code {code}")
+
+
+def _with(text: str, detail: str) -> str:
+    return f"{text}: {detail}" if detail and detail not in text else text
+
+
+def _by(who: str | None) -> str:
+    return f" by {who}" if who else ""
+
+
+def _crash(code: int | None, words: LogWords) -> str:
+    if words.crash:
+        return words.crash
+    if code and code > 128:
+        try:
+            return f"a rank was ended by {signal.Signals(code - 128).name}"
+        except ValueError:
+            pass
+    return f"a rank ended with exit code {code}"
+
+
+def unstarted(job: JobState, log: Path | None) -> tuple[Cause, str]:
+    """Why a job that is over never came to train, and what to do."""
+    if job.signal == 53 or job.reason == "JobLaunchFailure":
+        folder = Path(job.output).parent if job.output else None
+        if folder is not None and not folder.is_dir():
+            text = f"Slurm could not start job {job.id} (0:53): its log's folder {folder} does not exist"
+            return Cause("never_started", text), f"mkdir -p {folder}"
+        text = f"Slurm could not start job {job.id} (0:53): its log, or its folder, cannot be written"
+        named = f": is {folder} there on the nodes ({job.nodes}) too?" if folder else ""
+        return Cause("never_started", text), f"look at the job's folder and its log's{named}" if named else ""
+    if job.state == "CANCELLED" and job.start is None:
+        return Cause("cancelled", f"job {job.id} was cancelled{_by(job.cancelled_by)} before it started"), ""
+    words = read_words(log, job.restarts)
+    cause = why_ended(None, job, words, job.cancelled_by)
+    if cause.kind == "no_result":
+        cause = Cause("no_result", f"job {job.id} ended with exit code {job.exit_code} before training began")
+    return Cause(cause.kind, cause.text.removesuffix(" before it could save")), advice_for(cause)
+
+
+def advice_for(cause: Cause) -> str:
+    return {
+        "out_of_memory": "give it more memory (--mem), or less to hold: env.envs_per_gpu, learn.batch_size, "
+        "policy.model_type: lightweight",
+        "mistake": "mend that first",
+        "failed": "mend that first",
+        "fruitless": "look into the logs of the attempts first",
+        "hung": "the stacks in the log say where",
+    }.get(cause.kind, "")

@@ -1,0 +1,191 @@
+"""``hpcrl status`` on a terminal of 80 columns: one page of a run, a table of several. Plain when piped."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from rich.console import Console, Group, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from hpcrl.launch.accounting import JobState
+from hpcrl.launch.status import JobReport, Report, local_time
+from hpcrl.launch.status_why import spell
+
+_COLOURS = {
+    "finished": "green",
+    "running": "green",
+    "starting": "green",
+    "pending": "yellow",
+    "stopped": "yellow",
+    "dead": "red",
+    "unknown": "yellow",
+}
+
+
+def emit(value: Any, page: Callable[[], RenderableType], as_json: bool) -> None:
+    """JSON for programs, else the page; lines of a pipe are as wide as their text."""
+    if as_json:
+        print(json.dumps(value, indent=2))
+        return
+    width = shutil.get_terminal_size((80, 24)).columns if sys.stdout.isatty() else 100
+    Console(width=min(width, 120), highlight=False).print(page())
+
+
+def page(report: Report) -> RenderableType:
+    run, verdict = report.run, report.verdict
+    head = Text.assemble((verdict.state, f"bold {_COLOURS[verdict.state]}"), f"  {run.path.name}")
+    parts: list[RenderableType] = [head]
+    facts = _facts()
+    if verdict.why:
+        facts.add_row("finished" if verdict.state == "finished" else "why", verdict.why)
+    facts.add_row("progress", _progress(report))
+    if (last := _last(report)) is not None:
+        facts.add_row("last epoch", last)
+    facts.add_row("folder", str(run.path))
+    parts.append(facts)
+    if run.attempts:
+        parts.append(_attempts(report))
+    if run.jobs:
+        parts.append(_jobs(report))
+    parts += [Text(f"note: {note}", style="yellow") for note in (*run.notes, *report.books.notes)]
+    parts += _to_do(verdict.advice, verdict.command, _intention(verdict.state))
+    return Group(*parts)
+
+
+def job_page(report: JobReport) -> RenderableType:
+    job = report.job
+    assert job is not None
+    facts = _facts()
+    facts.add_row("state", _state(job))
+    if report.why:
+        facts.add_row("why", report.why)
+    if job.nodes:
+        facts.add_row("nodes", job.nodes)
+    if job.output:
+        facts.add_row("log", job.output)
+    head = Text.assemble(("job ", ""), (job.id, "bold"), f"  {job.name}")
+    notes = [Text(f"note: {note}", style="yellow") for note in report.notes]
+    return Group(head, facts, *notes, *_to_do(report.advice, "", ""))
+
+
+def table(reports: list[Report]) -> RenderableType:
+    shown = Table(box=None, pad_edge=False, header_style="bold")
+    shown.add_column("run", no_wrap=True)
+    shown.add_column("state", no_wrap=True)
+    shown.add_column("epoch", justify="right", no_wrap=True)
+    shown.add_column("reward", justify="right", no_wrap=True)
+    shown.add_column("why")
+    for report in reports:
+        verdict, progress = report.verdict, report.run.progress
+        state = Text(verdict.state, style=_COLOURS[verdict.state])
+        epoch = f"{progress.epoch}/{'?' if progress.epochs is None else progress.epochs}"
+        shown.add_row(report.run.path.name, state, epoch, _short(progress.reward), _first_line(verdict.why))
+    notes = dict.fromkeys(note for report in reports for note in report.books.notes)
+    return Group(shown, *(Text(f"note: {note}", style="yellow") for note in notes))
+
+
+def _facts() -> Table:
+    facts = Table.grid(padding=(0, 2))
+    facts.add_column(style="dim", no_wrap=True)
+    facts.add_column(overflow="fold")
+    return facts
+
+
+def _to_do(advice: str, command: str, intention: str) -> list[RenderableType]:
+    lines: list[RenderableType] = []
+    if advice:
+        lines.append(Text(f"first: {advice}" if command else f"to do: {advice}"))
+    if command:
+        # Not wrapped: a command is to be copied.
+        lines += [
+            Text(intention),
+            Padding(Text(command, style="bold", no_wrap=True, overflow="ignore"), (0, 2)),
+        ]
+    return lines
+
+
+def _intention(state: str) -> str:
+    return {"finished": "to evaluate it:", "pending": "to let it run:"}.get(state, "to go on:")
+
+
+def _progress(report: Report) -> str:
+    progress = report.run.progress
+    total = f" of {progress.epochs}" if progress.epochs is not None else ""
+    words = [f"{progress.epoch}{total} epochs"]
+    if report.verdict.state == "running" and progress.seconds_left is not None:
+        words.append(f"{spell(progress.seconds_left)} left")
+    if report.verdict.state != "finished" and report.run.checkpoint not in (None, progress.epoch):
+        words.append(f"checkpoint of epoch {report.run.checkpoint}")
+    return ", ".join(words)
+
+
+def _last(report: Report) -> str | None:
+    progress = report.run.progress
+    words = []
+    if progress.steps_per_second is not None:
+        words.append(f"{progress.steps_per_second:,.0f} steps/s")
+    if progress.epoch_seconds is not None:
+        words.append(f"{progress.epoch_seconds:.3g} s an epoch")
+    if progress.reward is not None:
+        words.append(f"reward {progress.reward:.3g}")
+    if progress.loss is not None:
+        words.append(f"loss {progress.loss:.4f}")
+    return ", ".join(words) or None
+
+
+def _attempts(report: Report) -> RenderableType:
+    shown = Table(box=None, pad_edge=False, header_style="bold", title_justify="left")
+    for name in ("attempt", "job", "host"):
+        shown.add_column(name, no_wrap=True)
+    shown.add_column("began", no_wrap=True)
+    shown.add_column("epochs", no_wrap=True)
+    shown.add_column("how it ended")
+    for attempt, ended in report.attempt_ends():
+        last = (attempt.end or {}).get("epoch")
+        newest = attempt is report.run.newest
+        upto = last if last is not None else report.run.progress.epoch if newest else None
+        epochs = f"{attempt.base_epoch or 0} to {'?' if upto is None else upto}" if attempt.ready else "-"
+        job = "-" if attempt.job is None else attempt.job
+        began = local_time(attempt.started)
+        shown.add_row(str(attempt.number), job, attempt.host, began, epochs, ended or "it runs")
+    return Padding(shown, (1, 0, 0, 0))
+
+
+def _jobs(report: Report) -> RenderableType:
+    shown = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("job", "kind", "after", "state"):
+        shown.add_column(name, no_wrap=name != "state")
+    for job in report.run.jobs:
+        known = report.books.jobs.get(job["id"])
+        follows = f"{job['successor_of']} (goes on)" if job["successor_of"] else job["after"] or "-"
+        state = _state(known) if known else "Slurm no longer knows it" if report.books.reachable else "?"
+        shown.add_row(job["id"], job["kind"], follows, state)
+    return Padding(shown, (1, 0, 0, 0))
+
+
+def _state(job: JobState) -> str:
+    words = job.state
+    if job.state == "CANCELLED" and job.cancelled_by:
+        words += f" by {job.cancelled_by}"
+    if job.state == "FAILED":
+        words += f", signal {job.signal}" if job.signal else f", exit code {job.exit_code}"
+    if job.reason and job.state in ("PENDING", "CANCELLED"):
+        words += f" ({job.reason})"
+    if job.restarts:
+        words += f", restarted {job.restarts} time{'s' * (job.restarts > 1)}"
+    return words
+
+
+def _short(number: float | None) -> str:
+    return "-" if number is None else f"{number:.3g}"
+
+
+def _first_line(text: str) -> str:
+    """For a table: the cause without what follows from it."""
+    return text.partition(". ")[0]

@@ -1,0 +1,260 @@
+"""What has become of a run, and why: its files, Slurm's word and a log's last words, weighed in this order.
+
+A job that Slurm still holds is what Slurm says. One that is over is what its newest attempt came to
+(``status_cause``). Where Slurm cannot be asked, or has nothing to do with the run, its process and its
+heartbeat tell whether it lives. Knows no torch.
+"""
+
+from __future__ import annotations
+
+import re
+import socket
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from hpcrl.launch.accounting import Books, JobState, Start
+from hpcrl.launch.again import resume_command
+from hpcrl.launch.logs import LogWords, read_words
+from hpcrl.launch.status_cause import Cause, advice_for, unstarted, why_ended
+from hpcrl.launch.status_read import RunFiles, moment
+from hpcrl.storage.attempts import AttemptRecord
+
+FRESH_SECONDS = 90.0
+"""A younger heartbeat says that the run lives; it is written every 15 s. Guessed, for slow shares."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A run's state: pending, starting, running, stopped, finished, dead or unknown."""
+
+    state: str
+    cause: str
+    why: str
+    command: str = ""
+    """What to type, "" where nothing is to be done."""
+    advice: str = ""
+    """What to do before that."""
+    job: str | None = None
+    """The newest training job."""
+
+
+def current_job(run: RunFiles) -> str | None:
+    """The newest job that trains, or is to train, this run; None for a run outside Slurm."""
+    trains = [job for job in run.jobs if job["kind"] == "train"]
+    newest = run.newest
+    if not trains:
+        return newest.job if newest else None
+    if newest is None or newest.job in [job["id"] for job in trains]:
+        return trains[-1]["id"]
+    submitted, started = moment(trains[-1].get("submitted")), moment(newest.started)
+    later = submitted is not None and started is not None and submitted > started
+    return trains[-1]["id"] if later else newest.job
+
+
+def judge(run: RunFiles, books: Books, now: datetime | None = None) -> Verdict:
+    """What a run's files and Slurm say together."""
+    now = now or datetime.now(UTC)
+    job_id = current_job(run)
+    job = books.jobs.get(job_id) if job_id is not None else None
+    newest = run.newest
+    own = newest if newest is not None and _of_start(newest, job_id, job) else None
+    if job is not None and not job.over:
+        return _pending(run, books, job) if job.state == "PENDING" else _running(run, job, own, now)
+    if own is not None and own.end is None and job is None and (alive := _alive(run, own, books, now)):
+        return alive
+    if own is None and newest is None and job is None:
+        return _never_begun(run, books, job_id)
+    if own is None and job is not None:
+        return _before_training(run, books, job)
+    assert newest is not None
+    cause = attempt_cause(run, newest, books)
+    state = "finished" if cause.kind == "finished" else "stopped" if cause.saved else "dead"
+    return _verdict(run, state, cause, job_id, now, books)
+
+
+def attempt_cause(run: RunFiles, attempt: AttemptRecord, books: Books) -> Cause:
+    """How one attempt ended; one that runs has no cause yet, and is not asked about."""
+    job = books.jobs.get(attempt.job) if attempt.job else None
+    slurm: JobState | Start | None = None
+    if job is not None and (attempt.restart_count == job.restarts and job.over):
+        slurm = job
+    elif job is not None and attempt.restart_count < len(job.starts):
+        slurm = job.starts[attempt.restart_count]
+    words = LogWords()
+    if attempt.job is not None:
+        words = read_words(run.log_of(attempt.job, job.output if job else ""), attempt.restart_count)
+    return why_ended(attempt.end, slurm, words, job.cancelled_by if job and slurm is job else None)
+
+
+def _of_start(attempt: AttemptRecord, job_id: str | None, job: JobState | None) -> bool:
+    """Whether it belongs to the newest start of the newest job."""
+    return attempt.job == job_id and (job is None or attempt.restart_count >= job.restarts)
+
+
+def _pending(run: RunFiles, books: Books, job: JobState) -> Verdict:
+    if job.reason.startswith("DependencyNeverSatisfied"):
+        return _dependency(run, books, job, f"scancel {job.id}; ")
+    text = f"job {job.id} waits: {_waits_for(run, job, books)}"
+    if job.start is not None:
+        text += f"; expected start {job.start:%Y-%m-%d %H:%M}"
+    if run.newest is not None:
+        text += f". Attempt {run.newest.number}: {attempt_cause(run, run.newest, books).text}"
+    held = "Held" in job.reason or "held" in job.reason
+    return Verdict("pending", "waiting", text, f"scontrol release {job.id}" if held else "", job=job.id)
+
+
+def _waits_for(run: RunFiles, job: JobState, books: Books) -> str:
+    if job.reason == "Dependency":
+        before = re.findall(r"\d+(?:_\d+)?", job.dependency)
+        kinds = {known["id"]: known["kind"] for known in run.jobs}
+        words = [f"{kinds.get(other, 'job')} {other}" for other in before]
+        return f"for {', '.join(words)} to end" if words else "for another job to end"
+    known = {
+        "Resources": "for free nodes or GPUs (Resources)",
+        "Priority": "for jobs of higher priority (Priority)",
+        "BeginTime": "it was requeued, Slurm holds it back for a moment (BeginTime)",
+        "JobHeldUser": "it is held (JobHeldUser)",
+        "JobHeldAdmin": "an administrator holds it (JobHeldAdmin)",
+        "": "Slurm has not said for what yet",
+    }
+    return known.get(job.reason, f"{job.reason}")
+
+
+def _running(run: RunFiles, job: JobState, own: AttemptRecord | None, now: datetime) -> Verdict:
+    where = f"job {job.id} on {job.nodes}" if job.nodes else f"job {job.id}"
+    if own is None:
+        text = f"{where} has started, training has not begun yet"
+        return Verdict("starting", "running", text, job=job.id)
+    if own.end is not None:
+        return Verdict("running", "ending", f"{where} is about to end", job=job.id)
+    text = where
+    age = _age(run, now)
+    if run.heartbeat is not None and age is not None:
+        phase = f"{run.heartbeat.get('phase')} of epoch {run.heartbeat.get('epoch')}"
+        text += f", in {phase}" if age < FRESH_SECONDS else f"; no heartbeat for {spell(age)} (last: {phase})"
+    if job.state not in ("RUNNING", "COMPLETING"):
+        text += f" ({job.state})"
+    return Verdict("running", "running", text, job=job.id)
+
+
+def _age(run: RunFiles, now: datetime) -> float | None:
+    """Seconds since the newest attempt's heartbeat."""
+    beat = moment((run.heartbeat or {}).get("time"))
+    return None if beat is None else max((now - beat).total_seconds(), 0.0)
+
+
+def _alive(run: RunFiles, own: AttemptRecord, books: Books, now: datetime) -> Verdict | None:
+    """The verdict over an attempt that has not said its end, where no job of Slurm's answers for it."""
+    if own.job is not None and books.reachable:
+        return None  # Slurm has forgotten the job: it is over
+    here = own.host == socket.gethostname() and own.job is None
+    if here:
+        if not _is_hpcrl(own.pid):
+            return None
+        return Verdict("running", "running", f"process {own.pid} on {own.host}", job=own.job)
+    age = _age(run, now)
+    if age is None:
+        began = moment(own.started)
+        age = (now - began).total_seconds() if began else None
+    if age is not None and age < FRESH_SECONDS:
+        return Verdict("running", "running", f"its heartbeat on {own.host} is {spell(age)} old", job=own.job)
+    return None
+
+
+def _is_hpcrl(pid: int) -> bool:
+    """Whether the process lives and is no other that got its number."""
+    try:
+        return (
+            b"python" in Path(f"/proc/{pid}/cmdline").read_bytes()
+            or b"hpcrl" in Path(f"/proc/{pid}/cmdline").read_bytes()
+        )
+    except OSError:
+        return False
+
+
+def _never_begun(run: RunFiles, books: Books, job_id: str | None) -> Verdict:
+    done, total = run.progress.epoch, run.progress.epochs
+    if run.begun:
+        text = "its attempts folder is not there (a copy?), so how it ended is unknown"
+        state = "finished" if total and done >= total else "stopped"
+        return Verdict(state, "unknown", text, "" if state == "finished" else resume_command(run.path, None))
+    if job_id is None:
+        return Verdict("unknown", "unknown", "the folder is prepared, and no job of it is known")
+    if not books.reachable:
+        return Verdict("unknown", "unknown", f"submitted as job {job_id}; no attempt has begun", job=job_id)
+    if failed := _failed_before(run, books, job_id):
+        return _dependency(run, books, failed, "")
+    text = f"job {job_id} never began to train, and Slurm no longer knows it"
+    return Verdict("dead", "lost", text, resume_command(run.path, job_id), job=job_id)
+
+
+def _failed_before(run: RunFiles, books: Books, job_id: str) -> JobState | None:
+    """The job that this one waits for, if that has failed."""
+    after = next((job["after"] for job in run.jobs if job["id"] == job_id), None)
+    before = books.jobs.get(after) if after else None
+    return before if before is not None and before.over and before.state != "COMPLETED" else None
+
+
+def _before_training(run: RunFiles, books: Books, job: JobState) -> Verdict:
+    """The newest start of the job is over, and came to no attempt."""
+    command = resume_command(run.path, job.id)
+    if job.reason.startswith("Dependency") or _failed_before(run, books, job.id):
+        return _dependency(run, books, job, "")
+    cause, advice = unstarted(job, run.log_of(job.id, job.output))
+    return Verdict("dead", cause.kind, cause.text, command, advice, job.id)
+
+
+def _dependency(run: RunFiles, books: Books, job: JobState, first: str) -> Verdict:
+    """A job before this one in the chain has failed."""
+    before = _failed_before(run, books, job.id)
+    name = next((known["kind"] for known in run.jobs if before and known["id"] == before.id), "job")
+    text = f"job {job.id} cannot run: what it waits for ({job.dependency or job.reason}) cannot come any more"
+    if before is not None:
+        words = read_words(run.log_of(before.id, before.output), before.restarts)
+        ended = f"exit code {before.exit_code}" if before.state == "FAILED" else before.state
+        detail = f": {words.error}" if words.error else ""
+        text = f"its {name} job {before.id} failed ({ended}){detail}; so the training job {job.id} never ran"
+    advice = f"{first}mend the {name} job (its log: {run.log_of(before.id) or 'none'})" if before else first
+    return Verdict(
+        "dead", "dependency", text, resume_command(run.path, job.id), advice.removesuffix("; "), job.id
+    )
+
+
+def _verdict(
+    run: RunFiles, state: str, cause: Cause, job: str | None, now: datetime, books: Books
+) -> Verdict:
+    newest = run.newest
+    assert newest is not None
+    text = cause.text
+    if cause.kind == "finished":
+        return Verdict(state, "finished", "all epochs are done", f"hpcrl evaluate {run.path}", job=job)
+    if cause.kind == "lost":
+        age = _age(run, now)
+        where = f"process {newest.pid} on {newest.host}"
+        text = (
+            f"{where} is gone and left no result"
+            if newest.job is None
+            else f"job {newest.job} left no result"
+        )
+        if not books.reachable and newest.job is not None:
+            text = f"Slurm cannot be asked; {where} has not said how it ended"
+        if age is not None:
+            text += f"; its last heartbeat is {spell(age)} old"
+    command = resume_command(run.path, newest.job, newest.world_size)
+    if run.checkpoint is not None:
+        text += f". It can go on after epoch {run.checkpoint}"
+    return Verdict(state, cause.kind, text, command, advice_for(cause), job)
+
+
+def spell(seconds: float) -> str:
+    """12 s, 5 min, 3 h 20 min, 4 d 2 h."""
+    whole = round(seconds)
+    if whole < 120:
+        return f"{whole} s"
+    minutes, hours, days = whole // 60, whole // 3600, whole // 86400
+    if minutes < 120:
+        return f"{minutes} min"
+    if hours < 48:
+        return f"{hours} h {minutes % 60} min"
+    return f"{days} d {hours % 24} h"
