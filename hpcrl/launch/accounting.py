@@ -94,8 +94,8 @@ def read_jobs(ids: Sequence[str]) -> Books:
         return Books({})
     notes: list[str] = []
     queue = _ask(notes, lambda: _read_queue(wanted))
-    if queue is None and any("no squeue" in note for note in notes):
-        return Books({}, ("Slurm is not here: no squeue on PATH",), reachable=False)
+    if queue is None and any("no squeue" in note or "finds no cluster" in note for note in notes):
+        return Books({}, tuple(notes), reachable=False)  # sacct would say the same
     starts = _ask(notes, lambda: _read_accounting(wanted))
     jobs: dict[str, JobState] = dict(queue or {})
     for job, found in (starts or {}).items():

@@ -19,7 +19,10 @@ _END = re.compile(r"^end \S+ exit code (?P<code>\d+)$")
 _ERRORS = (
     re.compile(r"^error: (?P<say>rank \d+.* hangs: .*)"),
     re.compile(r"(?P<say>CUDA out of memory.*|.*OutOfMemoryError.*|.*can't allocate memory.*)"),
-    re.compile(r"(?P<say>Exceeded job memory limit|.*oom[-_ ]kill event.*|.*exceeded memory limit.*)", re.I),
+    re.compile(
+        r"(?:^slurmstepd\S* error: |^)(?P<say>Exceeded job memory limit|.*oom[-_ ]kill event.*|.*exceeded memory limit.*)",
+        re.I,
+    ),
     re.compile(r"^error: (?!.*lost another rank)(?P<say>.*)"),
     re.compile(r"^(?P<say>Fatal Python error: .*)"),
     re.compile(r"^(?P<say>[A-Za-z_][\w.]*(?:Error|Exception)(?:: .*)?)$"),

@@ -151,6 +151,9 @@ def unstarted(job: JobState, log: Path | None) -> tuple[Cause, str]:
         text = f"Slurm could not start job {job.id} (0:53): its log, or its folder, cannot be written"
         named = f": is {folder} there on the nodes ({job.nodes}) too?" if folder else ""
         return Cause("never_started", text), f"look at the job's folder and its log's{named}" if named else ""
+    if job.reason.startswith("Dependency"):
+        text = f"job {job.id} never ran: what it waited for ({job.dependency or 'another job'}) failed"
+        return Cause("dependency", text), ""
     if job.state == "CANCELLED" and job.start is None:
         return Cause("cancelled", f"job {job.id} was cancelled{_by(job.cancelled_by)} before it started"), ""
     words = read_words(log, job.restarts)

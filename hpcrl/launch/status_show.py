@@ -29,12 +29,18 @@ _COLOURS = {
 
 
 def emit(value: Any, page: Callable[[], RenderableType], as_json: bool) -> None:
-    """JSON for programs, else the page; lines of a pipe are as wide as their text."""
+    """JSON for programs, else the page; on a pipe no line ends in blanks."""
     if as_json:
         print(json.dumps(value, indent=2))
         return
-    width = shutil.get_terminal_size((80, 24)).columns if sys.stdout.isatty() else 100
-    Console(width=min(width, 120), highlight=False).print(page())
+    if sys.stdout.isatty():
+        width = min(shutil.get_terminal_size((80, 24)).columns, 120)
+        Console(width=width, highlight=False).print(page())
+        return
+    console = Console(width=100, highlight=False, color_system=None, force_terminal=False)
+    with console.capture() as capture:
+        console.print(page())
+    print("\n".join(line.rstrip() for line in capture.get().splitlines()))
 
 
 def page(report: Report) -> RenderableType:

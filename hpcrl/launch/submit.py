@@ -47,8 +47,8 @@ _FOREIGN = re.compile(
     r"GPU_COUNT|ENVS_PER_GPU)$"
 )
 _ADVICE = (
-    ("partition", "see sinfo -s; the site's key is partition"),
     ("account", "see sacctmgr show associations user=$USER; the site's keys are account and partition"),
+    ("partition", "see sinfo -s; the site's key is partition"),
     ("qos", "see sacctmgr show associations user=$USER format=account,qos; the site's key is qos"),
     ("time limit", "see sinfo -o '%P %l'; the site's key is time"),
     ("gres", "see sinfo -o '%n %G'; the site's key is gres (none where there are no GPUs)"),
@@ -78,9 +78,9 @@ class _TrainExecutor(_Executor):
         return f"{self.python} -u -m {task.__name__} {shlex.quote(str(self.folder))}"
 
 
-def job_script(plan: Plan, kind: Kind, run: Path, after: str | None = None, **exports: str) -> str:
+def job_script(plan: Plan, kind: Kind, run: Path, after: str | None = None) -> str:
     """Exactly what is submitted."""
-    executor = _executor(plan, kind, run, f"afterok:{after}" if after else None, exports)
+    executor = _executor(plan, kind, run, f"afterok:{after}" if after else None, {})
     return executor._make_submission_file_text(executor._submitit_command_str, "")
 
 

@@ -27,6 +27,7 @@ _DOWN = re.compile(
     r"slurm backup controller in standby|in_progress|munge",
     re.I,
 )
+_NO_CLUSTER = re.compile(r"configuration source|fetch config|no cluster is configured", re.I)
 # Keys whose value goes on to the end of the line, whatever it holds.
 _TO_THE_END = {
     "JobName", "Command", "WorkDir", "Comment", "AdminComment", "SystemComment", "StdErr", "StdIn", "StdOut",
@@ -88,6 +89,8 @@ def run_slurm(argv: Sequence[str], timeout: float = ANSWER_SECONDS) -> str:
     if done.returncode == 0:
         return done.stdout
     said = _said(name, done.stderr or done.stdout)
+    if _NO_CLUSTER.search(said):
+        raise SlurmDown(f"{name} finds no cluster: this machine has no slurm.conf, and none is offered to it")
     if done.returncode < 0:
         raise SlurmDown(f"{name} was ended by signal {-done.returncode}")
     if _DOWN.search(said):
