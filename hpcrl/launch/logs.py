@@ -20,7 +20,8 @@ _ERRORS = (
     re.compile(r"^error: (?P<say>rank \d+.* hangs: .*)"),
     re.compile(r"(?P<say>CUDA out of memory.*|.*OutOfMemoryError.*|.*can't allocate memory.*)"),
     re.compile(
-        r"(?:^slurmstepd\S* error: |^)(?P<say>Exceeded job memory limit|.*oom[-_ ]kill event.*|.*exceeded memory limit.*)",
+        r"(?:^slurmstepd\S* error: |^)(?P<say>Exceeded job memory limit|.*oom[-_ ]kill event.*|"
+        r".*exceeded memory limit.*)",
         re.I,
     ),
     re.compile(r"^error: (?!.*lost another rank)(?P<say>.*)"),
