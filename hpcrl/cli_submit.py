@@ -157,10 +157,10 @@ def _evaluate_words(text: str, command: Any) -> tuple[str, ...]:
 
 def _parsed(command: Any, words: list[str], option: str) -> dict[str, Any]:
     """The command's parameters; HpcrlError for words that it would refuse."""
+    if "--help" in words:
+        raise HpcrlError(f"{option}: --help is for the command itself")
     try:
         return command.make_context(command.name, words).params
-    except typer.Exit:
-        raise HpcrlError(f"{option}: --help is for hpcrl {command.name} itself") from None
     except Exception as error:
         told = getattr(error, "format_message", None)  # Typer's own, whichever Click it brings
         if told is None:

@@ -1,0 +1,53 @@
+#!/bin/bash
+
+# Parameters
+#SBATCH --account=mygroup
+#SBATCH --chdir=/home/me/project
+#SBATCH --comment='it'"'"'s mine'
+#SBATCH --constraint='a100|h100'
+#SBATCH --cpus-per-task=8
+#SBATCH --exclusive
+#SBATCH --export=PATH,HOME,USER,LANG,HPCRL_BIN,HPCRL_ROOT,HPCRL_MODULES,SSL_CERT_FILE,HTTPS_PROXY,https_proxy,NO_PROXY,no_proxy
+#SBATCH --job-name=dist_run_20260102_030405_stage
+#SBATCH --mail-type=END,FAIL
+#SBATCH --mem=0
+#SBATCH --no-requeue
+#SBATCH --nodes=1
+#SBATCH --ntasks-per-node=1
+#SBATCH --open-mode=append
+#SBATCH --output=/home/me/project/checkpoints/dist_run_20260102_030405/jobs/%j_0_log.out
+#SBATCH --partition=transfer
+#SBATCH --qos=long
+#SBATCH --signal=TERM@60
+#SBATCH --time=2-00:00:00
+
+# setup
+echo "start $(date -Is) job $SLURM_JOB_ID attempt $((${SLURM_RESTART_COUNT:-0} + 1)) on $SLURM_JOB_NODELIST: hpcrl stage"
+trap : TERM
+unset SLURM_EXPORT_ENV TRAINING_MODE GPU_COUNT ENVS_PER_GPU
+# A batch shell has no `module` before the site's init file was read.
+for init in "${MODULESHOME:-}/init/bash" /etc/profile.d/lmod.sh /etc/profile.d/z00_lmod.sh /etc/profile.d/modules.sh; do
+    if ! type module >/dev/null 2>&1 && [ -r "$init" ]; then . "$init"; fi
+done
+if type module >/dev/null 2>&1; then
+    module use '/apps/env modules'
+    module load cuda/12.8 || { echo 'error: module cuda/12.8 cannot be loaded; see '"'"'module spider cuda/12.8'"'"'' >&2; exit 2; }
+    module load hpcrl/0.1.0 || { echo 'error: module hpcrl/0.1.0 cannot be loaded; see '"'"'module spider hpcrl/0.1.0'"'"'' >&2; exit 2; }
+else
+    echo "note: the job is on $(hostname)"', which has no module system: going on with /apps/venv/bin/python'
+fi
+export PATH=/apps/venv/bin:"$PATH"
+export PYTHONNOUSERSITE=1
+export OMP_NUM_THREADS=8
+export HPCRL_ENV_FILE=/home/me/hpcrl.env
+export SLURM_TMPDIR=/local/"${SLURM_JOB_ID:?}"
+
+# command
+export SUBMITIT_EXECUTOR=slurm
+srun --unbuffered --output /home/me/project/checkpoints/dist_run_20260102_030405/jobs/%j_%t_log.out --open-mode=append --kill-on-bad-exit=1 --cpus-per-task=8 /apps/venv/bin/python -u -m submitit.core._submit /home/me/project/checkpoints/dist_run_20260102_030405/jobs
+
+
+# teardown
+code=$?
+echo "end $(date -Is) exit code $code"
+exit "$code"

@@ -1,0 +1,41 @@
+#!/bin/bash
+
+# Parameters
+#SBATCH --chdir=/home/me/project
+#SBATCH --cpus-per-task=1
+#SBATCH --export=PATH,HOME,USER,LOGNAME,SHELL,LANG,LC_ALL,MODULEPATH,MODULESHOME,HPCRL_BIN,HPCRL_ROOT,HPCRL_MODULES,HPCRL_REQUEUE,TRAINING_MODE,GPU_COUNT,ENVS_PER_GPU,NO_COLOR,NCCL_DEBUG,NCCL_SOCKET_IFNAME,NCCL_IB_HCA,GLOO_SOCKET_IFNAME
+#SBATCH --job-name=dist_run_20260102_030405
+#SBATCH --mem=4G
+#SBATCH --nodes=1
+#SBATCH --ntasks-per-node=8
+#SBATCH --open-mode=append
+#SBATCH --output=/home/me/project/checkpoints/dist_run_20260102_030405/jobs/%j_0_log.out
+#SBATCH --requeue
+#SBATCH --signal=USR2@120
+#SBATCH --time=60
+
+# setup
+echo "start $(date -Is) job $SLURM_JOB_ID attempt $((${SLURM_RESTART_COUNT:-0} + 1)) on $SLURM_JOB_NODELIST: hpcrl train"
+trap : TERM
+unset SLURM_EXPORT_ENV TRAINING_MODE GPU_COUNT ENVS_PER_GPU DATABASE_URL "${!SUPABASE_@}" "${!PG@}"
+export PATH=/apps/venv/bin:"$PATH"
+export PYTHONNOUSERSITE=1
+export OMP_NUM_THREADS=1
+export HPCRL_RUN=/home/me/project/checkpoints/dist_run_20260102_030405
+export HPCRL_REQUEUE=requeue
+
+# command
+export SUBMITIT_EXECUTOR=slurm
+srun --unbuffered --output /home/me/project/checkpoints/dist_run_20260102_030405/jobs/%j_%t_log.out --open-mode=append --kill-on-bad-exit=1 --cpus-per-task=1 /apps/venv/bin/python -u -m hpcrl.launch.task /home/me/project/checkpoints/dist_run_20260102_030405/jobs
+
+
+# teardown
+code=$?
+echo "end $(date -Is) exit code $code"
+case $code in
+    # Done, failed, a mistake, or saved and requeued by rank 0.
+    0|1|2|75) ;;
+    # A rank crashed or hung: whether the job is to run again, HPCRL_REQUEUE tells.
+    *) /apps/venv/bin/python -m hpcrl.launch.again "$code" || true ;;
+esac
+exit "$code"

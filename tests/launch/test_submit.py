@@ -1,0 +1,318 @@
+"""hpcrl submit without a cluster: what it refuses, what a dry run shows, what it keeps; no secret anywhere.
+
+A stand-in for sbatch gives answers that are hard to get; the real one: tests/cluster/test_submit.py.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+import yaml
+from launch.job_scripts import ROOT, executable
+
+from hpcrl.launch.plan import SubmitRequest, make_plan
+from hpcrl.storage.run_dir import RunDir
+from hpcrl.types import HpcrlError
+
+TINY = {
+    "train": {"world_size": 1, "epochs": 3},
+    "env": {"envs_per_gpu": 2, "lot": 1},
+    "policy": {"d_model": 16, "layers": 1, "heads": 1, "window": 8},
+    "learn": {"rollout": 16, "sequence_length": 8, "batch_size": 16, "ppo_epochs": 1},
+    "engine": {"precision": "fp32"},
+}
+CANARY = "canary-5b1e"
+SECRETS = {
+    "SUPABASE_URL": f"https://{CANARY}.supabase.co",
+    "SUPABASE_SERVICE_ROLE_KEY": CANARY,
+    "PGPASSWORD": CANARY,
+    "DATABASE_URL": f"postgresql://me:{CANARY}@db/market",
+}
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch) -> Path:
+    """A folder with a config and something that passes for data, where hpcrl submit is called."""
+    for name in ("HPCRL_SITE", "SLURM_CONF"):
+        monkeypatch.delenv(name, raising=False)
+    (tmp_path / "tiny.yaml").write_text(json.dumps(TINY))
+    (tmp_path / "market.h5").touch()
+    return tmp_path
+
+
+@pytest.fixture
+def submit(hpcrl, project):
+    """``submit(options...) -> (exit code, stdout, stderr)`` of hpcrl submit with the tiny config."""
+    return lambda *options: hpcrl(
+        "submit", "--config", "tiny.yaml", "--set", "market.path=market.h5", *options
+    )
+
+
+@pytest.fixture
+def sbatch(tmp_path_factory, monkeypatch):
+    """``sbatch(out, err, code)``: from now on sbatch says this; returns the file that keeps its environment.
+
+    JOB in ``out`` is 7, 8, ...
+    """
+    folder = tmp_path_factory.mktemp("commands")
+
+    def answer(out: str = "Submitted batch job JOB", err: str = "", code: int = 0) -> Path:
+        script = (
+            f"#!/bin/bash\nenv -0 >{folder}/environ\necho >>{folder}/count\n"
+            f"sed \"s/JOB/$((6 + $(wc -l <{folder}/count)))/\" <<'EOF'\n{out}\nEOF\n"
+            f"cat >&2 <<'EOF'\n{err}\nEOF\nexit {code}\n"
+        )
+        executable(folder / "sbatch", script)
+        for other in ("srun", "scancel", "squeue", "sacct"):
+            executable(folder / other, f'#!/bin/bash\necho "$@" >> {folder}/{other}.called\n')
+        monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+        return folder / "environ"
+
+    return answer
+
+
+def left(project: Path) -> list[str]:
+    return sorted(path.name for path in project.iterdir())
+
+
+def test_a_dry_run_prints_the_script_and_makes_nothing(submit, project, monkeypatch):
+    monkeypatch.setenv("PATH", "/nowhere")
+    code, out, err = submit("--dry-run")
+    assert code == 0 and out.startswith("#!/bin/bash\n") and "\nsrun " in out
+    assert err == "train: not checked: no sbatch on PATH\n" and left(project) == ["market.h5", "tiny.yaml"]
+
+
+def test_a_dry_run_is_linted_where_sbatch_answers(submit, project, sbatch):
+    sbatch(
+        "", "sbatch: Job 3 to start at 2026-01-02T03:04:05 using 2 processors on nodes n1 in partition gpu"
+    )
+    code, _, err = submit("--dry-run")
+    assert code == 0 and err.startswith("train: sbatch --test-only: Job 3 to start at 2026-01-02T03:04:05")
+    sbatch("", "sbatch: error: invalid partition specified: none\nallocation failure: no", 1)
+    code, _, err = submit("--dry-run")
+    assert code == 2 and "sbatch refused the train job: invalid partition specified: none" in err
+    assert left(project) == ["market.h5", "tiny.yaml"]
+
+
+def test_a_chain_shows_each_script_with_what_it_waits_for(submit):
+    chain = ("--chain", "stage,train,evaluate", "--stage", "synthetic --symbols 'A B'")
+    code, out, _ = submit("--dry-run", *chain)
+    assert code == 0 and out.count("#!/bin/bash") == 3 and out.count("--kill-on-invalid-dep=yes") == 2
+    assert "--dependency=afterok:JOB_OF_STAGE" in out and "--dependency=afterok:JOB_OF_TRAIN" in out
+
+
+def test_a_submission_keeps_what_is_needed_to_go_on(submit, project, sbatch):
+    sbatch("Submitted batch job JOB on cluster c")
+    code, out, err = submit("--set", "train.epochs=9", "--ranks", "4", "--json")
+    assert code == 0 and "submitted train as job 7" in err, err
+    (run,) = project.glob("checkpoints/dist_run_*")
+    assert json.loads(out)["run"] == str(run) and json.loads(out)["jobs"][0]["id"] == "7"
+    record = json.loads((run / "submission.json").read_text())
+    assert record["format"] == 1 and record["folder"] == str(project) and record["requeue"] == "requeue"
+    assert record["arguments"][:3] == ["submit", "--config", "tiny.yaml"] and record["code"]["git_commit"]
+    (job,) = record["jobs"]
+    assert job.items() >= {"id": "7", "kind": "train", "after": None, "successor_of": None}.items()
+    assert (run / job["script"]).is_file() and job["log"] == "jobs/7_%t_log.out"
+    config = yaml.safe_load((run / "jobs/config.yaml").read_text())
+    assert config["train"] == config["train"] | {"epochs": 9, "world_size": 4}
+    assert config["market"]["path"] == str(project / "market.h5")
+    assert config["checkpoint"]["dir"] == str(run.parent) and not (run / "config.json").exists()
+    delayed = pickle.loads((run / "jobs/7_submitted.pkl").read_bytes())
+    assert f"{delayed.function.__module__}.{delayed.function.__name__}" == "hpcrl.launch.task.run"
+    assert delayed.args == ("train", "--config", f"{run}/jobs/config.yaml", "--run", str(run))
+
+
+def test_no_secret_is_in_anything_that_is_kept_or_handed_to_slurm(submit, project, sbatch, monkeypatch):
+    environ = sbatch()
+    for name, value in (SECRETS | {"SBATCH_EXPORT": "ALL", "SLURM_JOB_ID": "1", "SLURM_CONF": "/c"}).items():
+        monkeypatch.setenv(name, value)
+    (project / "my.env").write_text("".join(f"{name}={value}\n" for name, value in SECRETS.items()))
+    (project / "my.env").chmod(0o600)
+    (project / "site.yaml").write_text(f"env_file: {project}/my.env\n")
+    options = ("--site", "site.yaml", "--chain", "stage,train,evaluate", "--no-wait")
+    code, out, err = submit(*options)
+    assert code == 0, err
+    (run,) = project.glob("checkpoints/dist_run_*")
+    kept = b"".join(path.read_bytes() for path in run.rglob("*") if path.is_file())
+    assert f"export HPCRL_ENV_FILE={project}/my.env".encode() in kept
+    handed = environ.read_text()
+    assert CANARY not in kept.decode(errors="replace") + handed + out + err
+    names = {entry.partition("=")[0] for entry in handed.split("\0")}
+    assert "SLURM_CONF" in names and not {*SECRETS, "SBATCH_EXPORT", "SLURM_JOB_ID"} & names
+    assert os.environ["PGPASSWORD"] == CANARY, "this process's own environment is as it was"
+
+
+@pytest.mark.parametrize(
+    ("said", "code", "part"),
+    [
+        ("sbatch: error: invalid partition specified: x", 2, "see sinfo -s; the site's key is partition"),
+        ("sbatch: error: Invalid account or account/partition combination", 2, "the site's keys are account"),
+        ("sbatch: error: Batch job submission failed: Invalid qos specification", 2, "the site's key is qos"),
+        ("sbatch: error: Requested time limit is invalid (missing or exceeds some limit)", 2, "key is time"),
+        ("sbatch: error: Invalid generic resource (gres) specification", 2, "the site's key is gres"),
+        ("sbatch: error: Batch job submission failed: Unable to contact slurm controller", 1, "sinfo tells"),
+        ("", 2, "it gave no reason"),
+    ],
+)
+def test_a_refusal_is_one_line_with_what_to_do_and_leaves_nothing(submit, project, sbatch, said, code, part):
+    sbatch("", said, 1)
+    found, out, err = submit()
+    assert found == code and part in err and err.count("\n") == 1 and "sbatch: " not in err and not out, err
+    assert left(project) == ["market.h5", "tiny.yaml"]
+
+
+def test_an_answer_without_a_job_id_is_a_refusal(submit, project, sbatch):
+    sbatch("queued, maybe")
+    code, _, err = submit()
+    assert code == 2 and "queued, maybe" in err and left(project) == ["market.h5", "tiny.yaml"]
+
+
+def test_a_refusal_leaves_a_resumed_run_as_it_was(submit, project, sbatch, hpcrl):
+    environ = sbatch()
+    assert submit()[0] == 0
+    (run,) = project.glob("checkpoints/dist_run_*")
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    sbatch("", "sbatch: error: no", 1)
+    code, _, err = hpcrl("submit", "--resume", run, "--set", "train.epochs=5")
+    assert code == 2 and "sbatch refused" in err
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+    assert not (environ.parent / "scancel.called").exists(), "the first job is none of this one's"
+
+
+def test_without_slurm_it_says_what_works_here(submit, project, monkeypatch):
+    monkeypatch.setenv("PATH", "/nowhere")
+    code, _, err = submit()
+    assert code == 2 and "no sbatch on PATH" in err and "--local" in err and "--dry-run" in err
+    assert left(project) == ["market.h5", "tiny.yaml"]
+
+
+@pytest.mark.parametrize(
+    ("options", "part"),
+    [
+        (["--ranks", "9"], "train.world_size = 9 does not fit 2 nodes: a node takes at most gpus_per_node = "
+         "8 ranks, all nodes the same number; use --nodes 3 (3 ranks on each), or --ranks 16"),
+        (["--ranks", "16", "--nodes", "1"], "use --nodes 2 (8 ranks on each), or --ranks 8"),
+        (["--ranks", "16", "--local"], "does not fit 1 node"),
+        (["--set", "engine.device=cuda", "--site", "cpu.yaml"], "gres = none"),
+        (["--set", "market.path=none.h5"], "none.h5: no such file; stage it first"),
+        (["--set", "learn.lrr=1"], "learn.lr"),
+        (["--set", "checkpoint.dir=100%done"], "checkpoint.dir = "),
+        (["--site", "bad.yaml"], "site bad.yaml: unknown key partion = 'gpu'; nearest valid key: partition"),
+        (["--site", "none.yaml"], "none.yaml: cannot be read"),
+        (["--site", "venv.yaml"], "there is no /nowhere/bin/python"),
+        (["--site", "env.yaml", "--chain", "stage,train"], "env_file = /nowhere/.env: no such file"),
+        (["--init", "none"], "--init none: no such run folder"),
+        (["--resume", "none"], "none: no such run folder"),
+        (["--chain", "train,stage"], "expected some of stage,train,evaluate, in this order"),
+        (["--chain", "train,trian"], "expected some of stage,train,evaluate"),
+        (["--chain", "stage"], "sbatch slurm/stage.sbatch"),
+        (["--chain", "evaluate"], "--resume RUN --chain evaluate"),
+        (["--chain", ","], "--chain ',' holds no name"),
+        (["--chain", "stage,train", "--stage", "supabase --symbol A"], "--stage: No such option: --symbol"),
+        (["--chain", "stage,train", "--stage", "push x.csv"], "--stage push: expected one of supabase"),
+        (["--chain", "stage,train", "--stage", "files"], "--stage: Missing option '--path'"),
+        (["--chain", "stage,train", "--stage", "synthetic --out x"], "leave --out out"),
+        (["--chain", "stage,train", "--stage", "synthetic 'A"], "no closing quotation"),
+        (["--chain", "stage,train", "--stage", "synthetic --help"], "--help is for"),
+        (["--chain", "stage,train", "--stage", f"postgres --dsn postgresql://me:{CANARY}@db/x"], "--dsn"),
+        (["--chain", "stage,train", "--stage", f"postgres --dsn 'host=db sslpassword={CANARY}'"], "--dsn"),
+        (["--set", f"market.path=postgresql://me:{CANARY}@db/x"], "an argument looks like a secret"),
+        (["--chain", "train,evaluate", "--evaluate", "--split tset"], "--split tset: expected one of train,"),
+        (["--chain", "train,evaluate", "--evaluate", "--epoch x"], "--evaluate: Invalid value"),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_one_line_and_makes_nothing(submit, project, options, part):
+    (project / "bad.yaml").write_text("partion: gpu")
+    (project / "venv.yaml").write_text("venv: /nowhere")
+    (project / "env.yaml").write_text("env_file: /nowhere/.env")
+    (project / "cpu.yaml").write_text("gres: none")
+    before = left(project)
+    code, out, err = submit(*options)
+    assert code == 2 and part in err and err.count("\n") == 1 and CANARY not in err and not out, err
+    assert left(project) == before
+
+
+@pytest.mark.parametrize(
+    ("site", "options", "layout"),
+    [
+        ("", {"ranks": 8}, (1, 8)),
+        ("", {"ranks": 16}, (2, 8)),
+        ("gpus_per_node: 4", {"ranks": 12}, (3, 4)),
+        ("gpus_per_node: 4", {"ranks": 6}, (2, 3)),
+        ("nodes: 2", {"ranks": 8}, (2, 4)),
+        ("nodes: 2", {"ranks": 8, "nodes": 4}, (4, 2)),
+        ("", {}, (1, 1)),
+    ],
+)
+def test_ranks_are_spread_evenly_over_the_fewest_nodes(project, monkeypatch, site, options, layout):
+    monkeypatch.chdir(project)
+    (project / "site.yaml").write_text(site)
+    sets = ("market.path=market.h5",)
+    plan = make_plan(SubmitRequest(Path("tiny.yaml"), sets, Path("site.yaml"), **options))
+    assert (plan.site.nodes, plan.ranks_per_node) == layout
+    assert plan.config.train.world_size == layout[0] * layout[1]
+
+
+def test_training_mode_single_is_one_rank(project, monkeypatch):
+    monkeypatch.chdir(project)
+    sets = ("market.path=market.h5", "train.training_mode=single", "train.world_size=8")
+    plan = make_plan(SubmitRequest(Path("tiny.yaml"), sets))
+    assert (plan.site.nodes, plan.ranks_per_node, plan.config.train.world_size) == (1, 1, 1)
+
+
+def resumable(project: Path, epochs: list[dict]) -> Path:
+    """A run folder as hpcrl submit makes it, whose job never began, and its metrics."""
+    run = RunDir.reserve(project / "checkpoints").path
+    (run / "jobs").mkdir()
+    sets = {"market": {"path": str(project / "market.h5")}}
+    (run / "jobs/config.yaml").write_text(yaml.safe_dump(TINY | sets))
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in epochs))
+    return run
+
+
+def test_the_warning_of_a_resumed_run_comes_from_its_longest_epoch_and_save(project, monkeypatch):
+    monkeypatch.chdir(project)
+    lines = [{"epoch": 1, "time/epoch": 200.2, "time/save": 30}, {"epoch": 2, "time/epoch": 100.0}]
+    run = resumable(project, lines)
+    plan = make_plan(SubmitRequest(resume=run))
+    assert plan.site.signal_seconds == 2 * 231 + 60 - 1  # rounded up once
+    (project / "short.yaml").write_text('time: "5"')
+    with pytest.raises(HpcrlError, match=r"time = 5: an epoch and a save of dist_run_\d+_\d+ took 230 s"):
+        make_plan(SubmitRequest(site=Path("short.yaml"), resume=run))
+    assert make_plan(SubmitRequest(resume=resumable(project, []))).site.signal_seconds == 120
+
+
+def test_the_tool_is_the_verb(project):
+    environ = {"PATH": "/nowhere", "HOME": str(project), "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, ROOT / "tools/submit.py", "--config", "tiny.yaml", "--chain", "x"],
+        cwd=project, env=environ, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 2 and done.stderr.startswith("error: --chain x: ")
+
+
+def test_a_dry_run_needs_neither_torch_nor_numpy(project):
+    code = """
+    import sys
+    class Absent:
+        def find_spec(self, name, path=None, target=None):
+            if name.partition(".")[0] in ("torch", "deepspeed", "numpy", "pandas", "h5py", "matplotlib"):
+                raise ModuleNotFoundError(name)
+    sys.meta_path.insert(0, Absent())
+    from hpcrl.cli import main
+    main()
+    """
+    words = ("submit", "--config", "tiny.yaml", "--chain", "stage,train,evaluate", "--dry-run")
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code), *words],
+        cwd=project, capture_output=True, text=True, timeout=60,
+        env={"PATH": "/nowhere", "HOME": str(project), "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert done.returncode == 0 and done.stdout.count("#!/bin/bash") == 3, done.stderr
