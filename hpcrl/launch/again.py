@@ -40,6 +40,10 @@ class _Left(Exception):
     """The job is not started again; the message says why."""
 
 
+class _Cared(Exception):
+    """Nothing is to be done; the message says who goes on."""
+
+
 def go_on(code: int, run: Path | None, environ: Mapping[str, str] = os.environ) -> str:
     """Have this job go on after the exit code, if it is to; a line that says what was done, "" outside Slurm.
 
@@ -50,6 +54,8 @@ def go_on(code: int, run: Path | None, environ: Mapping[str, str] = os.environ) 
         return ""
     try:
         return _go_on(code, run, job, environ)
+    except _Cared as cared:
+        return f"job {job}: {cared}"
     except _Left as left:
         return f"job {job} is not started again: {left}"
     except Exception as error:
@@ -63,10 +69,10 @@ def _go_on(code: int, run: Path | None, job: str, environ: Mapping[str, str]) ->
     restarts = restart_count(environ)
     if run is not None:
         _check_run(code, run, job, restarts)
-    _check_slurm(job, restarts)
+    preempted = _check_slurm(job, restarts)
     if policy == "never":
         raise _Left(f"HPCRL_REQUEUE = never; to go on: {resume_command(run)}")
-    why = said_of(code)
+    why = f"preempted; {said_of(code)}" if preempted else said_of(code)
     refused = ""
     if policy == "requeue":
         try:
@@ -89,7 +95,7 @@ def _check_run(code: int, run: Path, job: str, restarts: int) -> None:
     with contextlib.suppress(HpcrlError, TypeError, KeyError):
         for other in read_json(run / "submission.json")["jobs"]:
             if other["successor_of"] == job:
-                raise _Left(f"job {other['id']} goes on with {run}")
+                raise _Cared(f"its successor, job {other['id']}, goes on")
     attempts = read_attempts(run)
     own = [attempt for attempt in attempts if (attempt.job, attempt.restart_count) == (job, restarts)]
     if own and own[-1].number < attempts[-1].number:
@@ -120,8 +126,8 @@ def _vain_starts(run: Path, job: str, restarts: int, attempts: Sequence[AttemptR
     return next((k for k, start in enumerate(starts) if start in begun), len(starts))
 
 
-def _check_slurm(job: str, restarts: int) -> None:
-    """_Left unless the job runs, or ran into its time limit, or was preempted without a requeue."""
+def _check_slurm(job: str, restarts: int) -> bool:
+    """Whether the job is preempted. _Left unless it runs, ran into its time limit, or is preempted."""
     deadline = time.monotonic() + _PATIENCE_SECONDS
     while True:
         record = _patiently(lambda: show_job(job))
@@ -131,14 +137,14 @@ def _check_slurm(job: str, restarts: int) -> None:
         time.sleep(0.2)
     count = record.get("Restarts", "")
     if (count.isdigit() and int(count) > restarts) or state in ("PENDING", "REQUEUED", "REQUEUE_HOLD"):
-        raise _Left("Slurm has put it back into the queue")
-    if state in ("RUNNING", "SIGNALING", "SUSPENDED", "STOPPED", "RESIZING"):
-        return
-    if record.get("Reason") == "TimeLimit" or state == "TIMEOUT":
-        return
+        raise _Cared("Slurm itself has put it back into the queue; it goes on from its newest checkpoint")
     preempted = record.get("PreemptTime", "None")
+    if state in ("RUNNING", "SIGNALING", "SUSPENDED", "STOPPED", "RESIZING"):
+        return preempted != "None"  # it runs for its partition's GraceTime
+    if record.get("Reason") == "TimeLimit" or state == "TIMEOUT":
+        return False
     if state == "PREEMPTED" or (preempted != "None" and preempted == record.get("EndTime")):
-        return
+        return True
     # A job that is being cancelled shows only that it is COMPLETING; requeued now, it would rise again.
     what = "it was cancelled" if state in ("COMPLETING", "CANCELLED") else f"Slurm says {state}"
     raise _Left(what)

@@ -30,6 +30,8 @@ _ERRORS = (
 )
 _CRASH = re.compile(r"^srun: error: (?P<node>\S+): tasks? (?P<task>[\d,-]+): (?P<what>.*)")
 _OF_OTHERS = re.compile(r"Terminated|Exited with exit code (1|2|75|143)$")
+# By Slurm, or by hpcrl.launch.again.
+_PREEMPTED = re.compile(r"DUE TO PREEMPTION|^.*job \S+ .*\(preempted; ")
 _SLURM = re.compile(r"^slurmstepd[^:]*: error: (?P<say>\*\*\* JOB .*\*\*\*)")
 
 
@@ -43,6 +45,7 @@ class LogWords:
     """The rank that ended first of itself, by srun: "rank 3 on node1: Segmentation fault"."""
     slurm: str = ""
     """Slurm's own stars: "JOB 12 ON node1 CANCELLED AT ... DUE TO TIME LIMIT"."""
+    preempted: bool = False
     code: int | None = None
     """Exit code that the script stamped at its end."""
 
@@ -70,6 +73,7 @@ def read_words(log: Path | None, restart: int | None = None) -> LogWords:
         error=_best(lines, _ERRORS),
         crash=_crash(lines),
         slurm=_best(lines, (_SLURM,)),
+        preempted=any(_PREEMPTED.search(line) for line in lines),
         code=int(ends[-1]["code"]) if ends else None,
     )
 

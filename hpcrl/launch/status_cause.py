@@ -72,7 +72,7 @@ def why_ended(
 ) -> Cause:
     """Of one attempt. ``slurm``: the job's word, of this start of it; ``who`` cancelled it."""
     if end is not None and end.get("reason") != LOST_A_PEER:
-        return _of_end(end, slurm, who)
+        return _of_end(end, slurm, words, who)
     code = (slurm.exit_code if slurm is not None else 0) or words.code
     kind = _STATES.get(slurm.state, "") if slurm is not None else ""
     due = next((kind for word, kind in _DUE_TO.items() if word in words.slurm), "")
@@ -101,20 +101,17 @@ def why_ended(
     return Cause("lost", "it ended without a word")
 
 
-def _of_end(end: dict[str, Any], slurm: JobState | Start | None, who: str | None) -> Cause:
+def _of_end(end: dict[str, Any], slurm: JobState | Start | None, words: LogWords, who: str | None) -> Cause:
     code, reason = end.get("code"), str(end.get("reason") or "")
     if code == 0:
         return Cause("finished", "finished", saved=True)
     if code == STOPPED_EARLY:
-        kind = _STATES.get(slurm.state, "stopped") if slurm is not None else "stopped"
-        if kind == "cancelled":
-            return Cause(kind, f"it was cancelled{_by(who)}; all was saved", saved=True)
-        if kind in ("time_limit", "preempted", "node_failure"):
-            return Cause(kind, f"{_TEXTS[kind]}; all was saved", saved=True)
-        kind = "time_limit" if reason == "SIGUSR2" else "stopped"
-        return Cause(
-            kind, f"{_SIGNALS.get(reason, reason or 'it was told to stop')}; all was saved", saved=True
-        )
+        kind = _STATES.get(slurm.state, "") if slurm is not None else ""
+        if kind in ("", "requeued"):
+            kind = "preempted" if words.preempted else "time_limit" if reason == "SIGUSR2" else "stopped"
+        text = _SIGNALS.get(reason, reason) if kind == "stopped" or reason == "SIGUSR2" else _TEXTS[kind]
+        by = _by(who) if kind == "cancelled" else ""
+        return Cause(kind, f"{text}{by}; all was saved", saved=True)
     if "is superseded by attempt" in reason:
         return Cause("superseded", reason.partition(":")[0])
     if "without a new checkpoint" in reason:

@@ -129,10 +129,14 @@ def _running(run: RunFiles, job: JobState, own: AttemptRecord | None, now: datet
     if own.end is not None:
         return Verdict("running", "ending", f"{where} is about to end", job=job.id)
     text = where
-    age = _age(run, now)
-    if run.heartbeat is not None and age is not None:
-        phase = f"{run.heartbeat.get('phase')} of epoch {run.heartbeat.get('epoch')}"
-        text += f", in {phase}" if age < FRESH_SECONDS else f"; no heartbeat for {spell(age)} (last: {phase})"
+    age, beat = _age(run, now), run.heartbeat
+    if beat is not None and age is not None:
+        stuck = (moment(beat.get("time")) or now) - (moment(beat.get("since")) or now)
+        phase = f"{beat.get('phase')} of epoch {beat.get('epoch')}"
+        if age >= FRESH_SECONDS:
+            text += f"; no heartbeat for {spell(age)} (last: {phase})"
+        elif stuck.total_seconds() >= FRESH_SECONDS:
+            text += f"; in {phase} for {spell(stuck.total_seconds())}"
     if job.state not in ("RUNNING", "COMPLETING"):
         text += f" ({job.state})"
     return Verdict("running", "running", text, job=job.id)
