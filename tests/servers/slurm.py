@@ -191,7 +191,11 @@ class SlurmCluster:
 
     def _start_accounting(self) -> None:
         data, user = self.root / "mysql", self.layout.user
-        options = ["--no-defaults", f"--datadir={data}", f"--user={user}", *DATABASE_SETTINGS]
+        # A server removes all temporary tables that it finds as it starts, another server's, too.
+        scratch = self.root / "tmp"
+        scratch.mkdir()
+        options = ["--no-defaults", f"--datadir={data}", f"--tmpdir={scratch}", f"--user={user}"]
+        options += DATABASE_SETTINGS
         made = subprocess.run(
             ["mariadb-install-db", *options, "--auth-root-authentication-method=normal", "--skip-test-db"],
             env=self._own_environment(),

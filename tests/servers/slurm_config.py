@@ -34,6 +34,7 @@ MpiDefault=none
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 SwitchType=switch/none
+MailProg=/bin/true
 ReturnToService=1
 StateSaveLocation={root}/state
 SlurmdSpoolDir={root}/spool/%n
