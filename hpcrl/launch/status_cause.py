@@ -164,8 +164,8 @@ def advice_for(cause: Cause) -> str:
     return {
         "out_of_memory": "give it more memory (--mem), or less to hold: env.envs_per_gpu, learn.batch_size, "
         "policy.model_type: lightweight",
-        "mistake": "mend that first",
-        "failed": "mend that first",
-        "fruitless": "look into the logs of the attempts first",
+        "mistake": "mend that",
+        "failed": "mend that",
+        "fruitless": "look into the attempts' logs",
         "hung": "the stacks in the log say where",
     }.get(cause.kind, "")

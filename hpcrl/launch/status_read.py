@@ -54,6 +54,8 @@ class RunFiles:
     """The newest attempt's number, also of one that was killed before it wrote who it is."""
     heartbeat: dict[str, Any] | None = None
     """Of the newest attempt."""
+    reached: dict[int, int] = field(default_factory=dict)
+    """Attempt -> its last epoch that is in the run's history."""
     progress: Progress = field(default_factory=Progress)
     checkpoint: int | None = None
     """Finished epochs of the newest checkpoint."""
@@ -101,6 +103,7 @@ def read_run(path: Path) -> RunFiles:
         attempts=attempts,
         claimed=claimed,
         heartbeat=beat,
+        reached={line["time/attempt"]: line["epoch"] for line in lines if "time/attempt" in line},
         progress=_progress(lines, _epochs(run.path, record)),
         checkpoint=next(iter(_tried(notes, run.manifest_epochs) or ()), None),
         jobs=tuple(_jobs(submission)),

@@ -152,11 +152,11 @@ def _attempts(report: Report) -> RenderableType:
     shown.add_column("began", no_wrap=True)
     shown.add_column("epochs", no_wrap=True)
     shown.add_column("how it ended")
+    run = report.run
     for attempt, ended in report.attempt_ends():
         last = (attempt.end or {}).get("epoch")
-        newest = attempt is report.run.newest
-        upto = last if last is not None else report.run.progress.epoch if newest else None
-        epochs = f"{attempt.base_epoch or 0} to {'?' if upto is None else upto}" if attempt.ready else "-"
+        upto = run.reached.get(attempt.number) if last is None else last
+        epochs = f"{attempt.base_epoch or 0} to {upto if upto is not None else '?'}" if attempt.ready else "-"
         job = "-" if attempt.job is None else attempt.job
         began = local_time(attempt.started)
         shown.add_row(str(attempt.number), job, attempt.host, began, epochs, ended or "it runs")
