@@ -181,7 +181,7 @@ def resume_command(run: Path | None, job: str | None = "", ranks: int = 1) -> st
     if run is None:
         return "sbatch slurm/train.sbatch --resume RUN"
     if (run / "submission.json").is_file():
-        return shlex.join(["hpcrl", "submit", *_site_option(run), "--resume", str(run)])
+        return shlex.join(["hpcrl", "submit", *_submit_options(run), "--resume", str(run)])
     if job is None:
         return shlex.join(
             ["hpcrl", "train", *(["--ranks", str(ranks)] if ranks > 1 else []), "--resume", str(run)]
@@ -189,12 +189,16 @@ def resume_command(run: Path | None, job: str | None = "", ranks: int = 1) -> st
     return shlex.join(["sbatch", "slurm/train.sbatch", "--resume", str(run)])
 
 
-def _site_option(run: Path) -> list[str]:
-    """--site FILE as it was typed when the run was submitted."""
+def _submit_options(run: Path) -> list[str]:
+    """--site FILE as it was typed when the run was submitted, and the evaluation that is to follow."""
+    options = []
     with contextlib.suppress(HpcrlError, TypeError, KeyError):
-        site = _option([str(word) for word in read_json(run / "submission.json")["arguments"]], "--site")
-        return ["--site", site] if site else []
-    return []
+        record = read_json(run / "submission.json")
+        if site := _option([str(word) for word in record["arguments"]], "--site"):
+            options += ["--site", str(Path(record["folder"]) / site)]
+        if any(job["kind"] == "evaluate" for job in record["jobs"]):
+            options += ["--chain", "train,evaluate"]
+    return options
 
 
 def run_of(arguments: Sequence[str], environ: Mapping[str, str] = os.environ) -> Path | None:

@@ -32,6 +32,7 @@ _CRASH = re.compile(r"^srun: error: (?P<node>\S+): tasks? (?P<task>[\d,-]+): (?P
 _OF_OTHERS = re.compile(r"Terminated|Exited with exit code (1|2|75|143)$")
 # By Slurm, or by hpcrl.launch.again.
 _PREEMPTED = re.compile(r"DUE TO PREEMPTION|^.*job \S+ .*\(preempted; ")
+_LEFT = re.compile(r"^job \S+ (?:is not|could not be) started again: (?P<say>.*)")
 _SLURM = re.compile(r"^slurmstepd[^:]*: error: (?P<say>\*\*\* JOB .*\*\*\*)")
 
 
@@ -46,6 +47,8 @@ class LogWords:
     slurm: str = ""
     """Slurm's own stars: "JOB 12 ON node1 CANCELLED AT ... DUE TO TIME LIMIT"."""
     preempted: bool = False
+    left: str = ""
+    """Why hpcrl.launch.again did not have the job start again."""
     code: int | None = None
     """Exit code that the script stamped at its end."""
 
@@ -73,6 +76,7 @@ def read_words(log: Path | None, restart: int | None = None) -> LogWords:
         error=_best(lines, _ERRORS),
         crash=_crash(lines),
         slurm=_best(lines, (_SLURM,)),
+        left=_best(lines, (_LEFT,)),
         preempted=any(_PREEMPTED.search(line) for line in lines),
         code=int(ends[-1]["code"]) if ends else None,
     )

@@ -73,21 +73,29 @@ def why_ended(
     """Of one attempt. ``slurm``: the job's word, of this start of it; ``who`` cancelled it."""
     if end is not None and end.get("reason") != LOST_A_PEER:
         return _of_end(end, slurm, words, who)
+    cause = _of_killed(slurm, words, who)
+    left = words.left.partition("; ")[0]
+    if not left or cause.kind == "cancelled":
+        return cause
+    return Cause(cause.kind, f"{cause.text}; not started again: {left}")
+
+
+def _of_killed(slurm: JobState | Start | None, words: LogWords, who: str | None) -> Cause:
+    """Of an attempt that could not say how it ended."""
     code = (slurm.exit_code if slurm is not None else 0) or words.code
     kind = _STATES.get(slurm.state, "") if slurm is not None else ""
     due = next((kind for word, kind in _DUE_TO.items() if word in words.slurm), "")
     if "hangs: " in words.error or code == HUNG:
-        return Cause("hung", words.error or "a rank hung, and its watchdog ended it")
+        return Cause("hung", words.error.partition("; where")[0] or "a rank hung, and its watchdog ended it")
     if kind == "out_of_memory" or (_MEMORY.search(words.error) and kind in ("", "requeued")):
         return Cause("out_of_memory", _with("it ran out of memory", words.error))
-    if kind == "cancelled":
-        return Cause(kind, f"it was cancelled{_by(who)} before it could save")
     if kind in ("", "requeued") and due != "requeued":  # of a requeued start, Slurm says no more than that
         kind = due or kind
     if kind in ("time_limit", "preempted", "node_failure", "cancelled"):
         nodes = f" ({slurm.nodes})" if kind == "node_failure" and slurm is not None and slurm.nodes else ""
         saved = "" if kind == "node_failure" else " before it could save"
-        return Cause(kind, f"{_TEXTS[kind]}{nodes}{saved}")
+        by = _by(who) if kind == "cancelled" else ""
+        return Cause(kind, f"{_TEXTS[kind]}{by}{nodes}{saved}")
     if words.crash or (code and code > 2):
         return Cause("crashed", _with(_crash(code, words), words.error))
     if words.error:

@@ -61,6 +61,8 @@ class RunFiles:
     """Finished epochs of the newest checkpoint."""
     jobs: tuple[dict[str, Any], ...] = ()
     """submission.json's jobs, in order."""
+    submit_words: tuple[str, ...] = ()
+    """As typed after hpcrl: submit, ..."""
     notes: tuple[str, ...] = ()
 
     def log_of(self, job: str, output: str = "") -> Path | None:
@@ -107,6 +109,7 @@ def read_run(path: Path) -> RunFiles:
         progress=_progress(lines, _epochs(run.path, record)),
         checkpoint=next(iter(_tried(notes, run.manifest_epochs) or ()), None),
         jobs=tuple(_jobs(submission)),
+        submit_words=tuple(str(word) for word in submission.get("arguments") or ()),
         notes=tuple(notes),
     )
 

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, RenderableType
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
@@ -16,6 +16,8 @@ from rich.text import Text
 from hpcrl.launch.accounting import JobState
 from hpcrl.launch.status import JobReport, Report, local_time
 from hpcrl.launch.status_why import spell
+
+Page = list[RenderableType]
 
 _COLOURS = {
     "finished": "green",
@@ -28,43 +30,51 @@ _COLOURS = {
 }
 
 
-def emit(value: Any, page: Callable[[], RenderableType], as_json: bool) -> None:
+def emit(value: Any, page: Callable[[], Page], as_json: bool) -> None:
     """JSON for programs, else the page; on a pipe no line ends in blanks."""
     if as_json:
         print(json.dumps(value, indent=2))
         return
     if sys.stdout.isatty():
-        width = min(shutil.get_terminal_size((80, 24)).columns, 120)
-        Console(width=width, highlight=False).print(page())
+        console = Console(width=min(shutil.get_terminal_size((80, 24)).columns, 120), highlight=False)
+        _print(console, page())
         return
     console = Console(width=100, highlight=False, color_system=None, force_terminal=False)
     with console.capture() as capture:
-        console.print(page())
+        _print(console, page())
     print("\n".join(line.rstrip() for line in capture.get().splitlines()))
 
 
-def page(report: Report) -> RenderableType:
+def _print(console: Console, parts: Page) -> None:
+    for part in parts:
+        if isinstance(part, str):  # a command, to be copied: broken by the terminal alone
+            console.print(Text(f"  {part}", style="bold"), soft_wrap=True)
+        else:
+            console.print(part)
+
+
+def page(report: Report) -> Page:
     run, verdict = report.run, report.verdict
-    head = Text.assemble((verdict.state, f"bold {_COLOURS[verdict.state]}"), f"  {run.path.name}")
-    parts: list[RenderableType] = [head]
     facts = _facts()
     if verdict.why:
-        facts.add_row("finished" if verdict.state == "finished" else "why", verdict.why)
+        facts.add_row("why", verdict.why)
     facts.add_row("progress", _progress(report))
     if (last := _last(report)) is not None:
         facts.add_row("last epoch", last)
     facts.add_row("folder", str(run.path))
-    parts.append(facts)
+    head = Text.assemble((verdict.state, f"bold {_COLOURS[verdict.state]}"), f"  {run.path.name}")
+    parts: Page = [head, facts]
     if run.attempts:
         parts.append(_attempts(report))
     if run.jobs:
         parts.append(_jobs(report))
     parts += [Text(f"note: {note}", style="yellow") for note in (*run.notes, *report.books.notes)]
-    parts += _to_do(verdict.advice, verdict.command, _intention(verdict.state))
-    return Group(*parts)
+    if verdict.advice or verdict.command:
+        parts.append(Text(""))
+    return parts + _to_do(verdict.advice, verdict.command, _intention(verdict.state))
 
 
-def job_page(report: JobReport) -> RenderableType:
+def job_page(report: JobReport) -> Page:
     job = report.job
     assert job is not None
     facts = _facts()
@@ -77,10 +87,10 @@ def job_page(report: JobReport) -> RenderableType:
         facts.add_row("log", job.output)
     head = Text.assemble(("job ", ""), (job.id, "bold"), f"  {job.name}")
     notes = [Text(f"note: {note}", style="yellow") for note in report.notes]
-    return Group(head, facts, *notes, *_to_do(report.advice, "", ""))
+    return [head, facts, *notes, *_to_do(report.advice, "", "")]
 
 
-def table(reports: list[Report]) -> RenderableType:
+def table(reports: list[Report]) -> Page:
     shown = Table(box=None, pad_edge=False, header_style="bold")
     shown.add_column("run", no_wrap=True)
     shown.add_column("state", no_wrap=True)
@@ -93,7 +103,7 @@ def table(reports: list[Report]) -> RenderableType:
         epoch = f"{progress.epoch}/{'?' if progress.epochs is None else progress.epochs}"
         shown.add_row(report.run.path.name, state, epoch, _short(progress.reward), _first_line(verdict.why))
     notes = dict.fromkeys(note for report in reports for note in report.books.notes)
-    return Group(shown, *(Text(f"note: {note}", style="yellow") for note in notes))
+    return [shown, *(Text(f"note: {note}", style="yellow") for note in notes)]
 
 
 def _facts() -> Table:
@@ -103,16 +113,12 @@ def _facts() -> Table:
     return facts
 
 
-def _to_do(advice: str, command: str, intention: str) -> list[RenderableType]:
-    lines: list[RenderableType] = []
+def _to_do(advice: str, command: str, intention: str) -> Page:
+    lines: Page = []
     if advice:
         lines.append(Text(f"first: {advice}" if command else f"to do: {advice}"))
     if command:
-        # Not wrapped: a command is to be copied.
-        lines += [
-            Text(intention),
-            Padding(Text(command, style="bold", no_wrap=True, overflow="ignore"), (0, 2)),
-        ]
+        lines += [Text(intention), command]
     return lines
 
 

@@ -8,6 +8,7 @@ heartbeat tell whether it lives. Knows no torch.
 from __future__ import annotations
 
 import re
+import shlex
 import socket
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -212,16 +213,20 @@ def _before_training(run: RunFiles, books: Books, job: JobState) -> Verdict:
 def _dependency(run: RunFiles, books: Books, job: JobState, first: str) -> Verdict:
     """A job before this one in the chain has failed."""
     before = _failed_before(run, books, job.id)
-    name = next((known["kind"] for known in run.jobs if before and known["id"] == before.id), "job")
-    text = f"job {job.id} cannot run: what it waits for ({job.dependency or job.reason}) cannot come any more"
-    if before is not None:
-        words = read_words(run.log_of(before.id, before.output), before.restarts)
-        ended = f"exit code {before.exit_code}" if before.state == "FAILED" else before.state
-        detail = f": {words.error}" if words.error else ""
-        text = f"its {name} job {before.id} failed ({ended}){detail}; so the training job {job.id} never ran"
-    advice = f"{first}mend the {name} job (its log: {run.log_of(before.id) or 'none'})" if before else first
+    if before is None:
+        text = f"job {job.id} cannot run: what it waits for ({job.dependency or job.reason}) cannot come"
+        command = resume_command(run.path, job.id)
+        return Verdict("dead", "dependency", text, command, first.removesuffix("; "), job.id)
+    name = next((known["kind"] for known in run.jobs if known["id"] == before.id), "job")
+    log = run.log_of(before.id, before.output)
+    words = read_words(log, before.restarts)
+    ended = f"exit code {before.exit_code}" if before.state == "FAILED" else before.state
+    detail = f": {words.error}" if words.error else ""
+    text = f"its {name} job {before.id} failed ({ended}){detail}; so the training job {job.id} never ran"
+    # The chain as it was typed: a run that is resumed stages nothing.
+    command = shlex.join(["hpcrl", *run.submit_words])
     return Verdict(
-        "dead", "dependency", text, resume_command(run.path, job.id), advice.removesuffix("; "), job.id
+        "dead", "dependency", text, command, f"{first}mend that{f' (log: {log})' if log else ''}", job.id
     )
 
 
