@@ -91,7 +91,7 @@ def submit(
 
 def _submit(plan: Plan, wait: bool, as_json: bool) -> None:
     from hpcrl.launch.follow import follow
-    from hpcrl.launch.submit import read_submission
+    from hpcrl.launch.plan import read_submission
     from hpcrl.launch.submit import submit as run_submit
 
     run = run_submit(plan)

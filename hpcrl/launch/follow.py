@@ -16,8 +16,8 @@ from typing import Any
 
 from hpcrl.launch.accounting import JobState, read_jobs
 from hpcrl.launch.local_job import last_words
-from hpcrl.launch.submit import read_submission
-from hpcrl.types import HpcrlError
+from hpcrl.launch.plan import read_submission
+from hpcrl.types import STOPPED_EARLY, HpcrlError
 from hpcrl.world.slurm import run_slurm
 
 _FIRST_POLL_SECONDS, _LAST_POLL_SECONDS = 0.5, 10.0
@@ -26,8 +26,8 @@ _FIRST_POLL_SECONDS, _LAST_POLL_SECONDS = 0.5, 10.0
 def follow(run: Path, ids: list[str], show_table: bool = True) -> int:
     """Wait for the jobs ``ids`` of a run, in their order, and their successors.
 
-    0: all are COMPLETED. 1: one is not, and those after it are cancelled. Ctrl-C ends the waiting, not the
-    jobs: 130.
+    0: all are COMPLETED. 1: one is not, and those after it are cancelled; 75: it stopped early, and nothing
+    goes on with it. Ctrl-C ends the waiting, not the jobs: 130.
     """
     look = f"hpcrl status {shlex.quote(str(run))}"
     told: set[str] = set()
@@ -39,7 +39,7 @@ def follow(run: Path, ids: list[str], show_table: bool = True) -> int:
                 _cancel(ids[place + 1 :])
                 _tell_failure(run, kind, state, len(ids) - place - 1)
                 say(f"to look: {look}")
-                return 1
+                return STOPPED_EARLY if state.exit_code == STOPPED_EARLY else 1
         if show_table and kind == "evaluate":
             print(table_of(log_of(run, state.id)), flush=True)
     except KeyboardInterrupt:

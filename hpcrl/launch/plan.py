@@ -7,17 +7,21 @@ import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from hpcrl.checkpoint.provenance import read_record, recorded_config
 from hpcrl.config.load import load_config, overridden
-from hpcrl.config.load_site import load_site, looks_secret
+from hpcrl.config.load_site import SITE, load_site, looks_secret, site_of
 from hpcrl.config.root import Config, changed_keys
 from hpcrl.config.site import KINDS, Kind, Site, seconds_of
 from hpcrl.config.yaml_file import read_mapping
 from hpcrl.monitor.metrics import read_metrics
+from hpcrl.storage.atomic import read_json
 from hpcrl.storage.run_dir import RunDir
 from hpcrl.types import HpcrlError
 
+FORMAT = 1
+"""Of submission.json."""
 # Slurm sends its warning within 30 s before the time, never after it; measured: up to 17 s early.
 _MARGIN_SECONDS = 60
 _MOST_SIGNAL_SECONDS = 65535
@@ -86,8 +90,8 @@ def make_plan(request: SubmitRequest, folder: Path | None = None) -> Plan:
                 "an argument looks like a secret; it would be kept in scripts and records: "
                 "leave it to the .env of mode 600 that stage jobs read (env_file of the site)"
             )
-    site = load_site(request.site)
     resume = None if request.resume is None else RunDir(request.resume.absolute())
+    site = _site(request, resume)
     config = _new_config(request) if resume is None else _resumed_config(request, resume)
     config, site = _fit(config, site, request)
     config = _absolute(config, folder, resume)
@@ -114,6 +118,17 @@ def make_plan(request: SubmitRequest, folder: Path | None = None) -> Plan:
         init=None if request.init is None else request.init.absolute(),
         words=request.words,
     )
+
+
+def _site(request: SubmitRequest, resume: RunDir | None) -> Site:
+    """Of --site or HPCRL_SITE; a run that goes on without either keeps the one that it was submitted with."""
+    said = request.site is not None or os.environ.get(SITE)
+    if said or resume is None or not (resume.path / "submission.json").is_file():
+        return load_site(request.site)
+    tree = dict(read_submission(resume.path)["site"])
+    if request.ranks or request.nodes:
+        tree.pop("nodes", None)  # was computed from the number of ranks
+    return site_of(tree, str(resume.path / "submission.json"))
 
 
 def _chain(request: SubmitRequest) -> tuple[Kind, ...]:
@@ -221,6 +236,17 @@ def with_measured_lead(site: Site, run: RunDir) -> Site:
             f"must be longer than twice that and {_MARGIN_SECONDS} s"
         )
     return site.model_copy(update={"signal_seconds": min(lead, _MOST_SIGNAL_SECONDS)})
+
+
+def read_submission(run: Path) -> dict[str, Any]:
+    """submission.json; HpcrlError where there is none, or it is of another format."""
+    path = run / "submission.json"
+    if not path.is_file():
+        raise HpcrlError(f"{run}: was not made by hpcrl submit (it holds no submission.json)")
+    record = read_json(path)
+    if record.get("format") != FORMAT:
+        raise HpcrlError(f"{path}: format {record.get('format')!r}, this version reads format {FORMAT}")
+    return record
 
 
 def expanded(path: str) -> str:

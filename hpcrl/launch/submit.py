@@ -30,15 +30,14 @@ from hpcrl.config.site import Kind
 from hpcrl.config.yaml_file import read_mapping
 from hpcrl.launch import task
 from hpcrl.launch.accounting import read_jobs
-from hpcrl.launch.plan import Plan, expanded, python_of, with_measured_lead
+from hpcrl.launch.plan import FORMAT, Plan, expanded, python_of, read_submission, with_measured_lead
 from hpcrl.launch.scripts import EXPORT, STAGE_EXPORT, setup, teardown
-from hpcrl.storage.atomic import read_json, to_json, write_error, write_text
+from hpcrl.storage.atomic import to_json, write_error, write_text
 from hpcrl.storage.revision import git_commit
 from hpcrl.storage.run_dir import NAME, RunDir
 from hpcrl.types import HpcrlError, RunFailed
 from hpcrl.world.slurm import NoSlurm, job_id, run_slurm
 
-FORMAT = 1
 # sbatch runs with these gone, so that no secret and no option of another job reaches the new one. Slurm's own
 # address book is kept.
 _FOREIGN = re.compile(
@@ -185,17 +184,6 @@ def submit_again(run: Path, environ: Mapping[str, str] = os.environ) -> str:
                 print(f"warning: {error}; by hand: {shlex.join(update)}", file=sys.stderr, flush=True)
     write_record(run, record)
     return new
-
-
-def read_submission(run: Path) -> dict[str, Any]:
-    """submission.json; HpcrlError where there is none, or it is of another format."""
-    path = run / "submission.json"
-    if not path.is_file():
-        raise HpcrlError(f"{run}: was not made by hpcrl submit (it holds no submission.json)")
-    record = read_json(path)
-    if record.get("format") != FORMAT:
-        raise HpcrlError(f"{path}: format {record.get('format')!r}, this version reads format {FORMAT}")
-    return record
 
 
 def _submit_one(

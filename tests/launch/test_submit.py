@@ -289,6 +289,20 @@ def test_the_warning_of_a_resumed_run_comes_from_its_longest_epoch_and_save(proj
     assert make_plan(SubmitRequest(resume=resumable(project, []))).site.signal_seconds == 120
 
 
+def test_a_resumed_run_keeps_its_site_unless_another_is_named(project, monkeypatch):
+    monkeypatch.chdir(project)
+    run = resumable(project, [])
+    (run / "submission.json").write_text(
+        '{"format": 1, "site": {"partition": "first", "nodes": 1}, "jobs": []}'
+    )
+    (project / "other.yaml").write_text("partition: other")
+    assert make_plan(SubmitRequest(resume=run)).site.partition == "first"
+    assert make_plan(SubmitRequest(site=Path("other.yaml"), resume=run)).site.partition == "other"
+    assert make_plan(SubmitRequest(resume=run, ranks=16)).site.nodes == 2
+    monkeypatch.setenv("HPCRL_SITE", str(project / "other.yaml"))
+    assert make_plan(SubmitRequest(resume=run)).site.partition == "other"
+
+
 def test_the_tool_is_the_verb(project):
     environ = {"PATH": "/nowhere", "HOME": str(project), "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
