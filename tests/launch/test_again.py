@@ -1,0 +1,261 @@
+"""Which jobs start again after which end; the commands of Slurm answer as a real one did."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from launch.slurm_answers import Answers
+
+from hpcrl.launch import again, submit
+from hpcrl.launch.again import LOST_A_PEER, go_on, main, resume_command, run_of
+from hpcrl.storage.attempts import Attempt, who_begins
+from hpcrl.storage.run_dir import RunDir
+from hpcrl.types import HpcrlError
+
+JOB = {"SLURM_JOB_ID": "12"}
+CRASH, STOP = 139, 75
+
+
+@pytest.fixture
+def slurm(tmp_path, monkeypatch) -> Answers:
+    answers = Answers(tmp_path / "bin")
+    monkeypatch.setenv("PATH", str(answers.folder))
+    monkeypatch.setattr(again, "_PATIENCE_SECONDS", 0.5)
+    monkeypatch.setattr(again, "_PAUSE_SECONDS", 0.1)
+    answers.scontrol()
+    return answers
+
+
+@pytest.fixture
+def run(tmp_path) -> Path:
+    """A run that job 12 has begun."""
+    path = RunDir.create(tmp_path / "checkpoints", "{}").path
+    attempt(path, JOB)
+    return path
+
+
+def attempt(run: Path, environ: dict[str, str], *end: object) -> Attempt:
+    job = environ["SLURM_JOB_ID"]
+    found = Attempt.claim(RunDir(run), 2, who_begins(environ, job))
+    found.take_over(None)
+    if end:
+        found.end(*end)
+    return found
+
+
+def submitted(run: Path, *jobs: dict) -> None:
+    record = {
+        "format": 1,
+        "folder": "/home/me",
+        "arguments": ["submit", "--config", "x.yaml"],
+        "jobs": list(jobs),
+    }
+    (run / "submission.json").write_text(json.dumps(record))
+
+
+def job(id: str, successor_of: str | None = None, kind: str = "train") -> dict:
+    return {"id": id, "kind": kind, "after": None, "successor_of": successor_of}
+
+
+def requeued(slurm: Answers) -> bool:
+    return any(call.startswith("scontrol requeue") for call in slurm.calls)
+
+
+def test_nothing_happens_outside_slurm_and_after_a_final_end(slurm, run):
+    assert go_on(STOP, run, {}) == ""
+    assert [go_on(code, run, JOB) for code in (0, 1, 2)] == ["", "", ""]
+    assert slurm.calls == []
+
+
+@pytest.mark.parametrize("code", [STOP, CRASH, 70, 3])
+def test_a_running_job_is_requeued_after_a_stop_a_crash_and_a_hang(slurm, run, code):
+    line = go_on(code, run, JOB)
+    assert slurm.calls == ["scontrol show job 12", "scontrol requeue 12"]
+    assert line.startswith("job 12 is put back into the queue (") and "\n" not in line
+    assert {STOP: "all saved", CRASH: "SIGSEGV", 70: "hung", 3: "exit code 3"}[code] in line
+
+
+def test_a_task_of_an_array_requeues_itself_alone(slurm, run):
+    slurm.scontrol(job="12")
+    environ = {"SLURM_JOB_ID": "12", "SLURM_ARRAY_JOB_ID": "12", "SLURM_ARRAY_TASK_ID": "3"}
+    go_on(STOP, None, environ)
+    assert slurm.calls == ["scontrol show job 12_3", "scontrol requeue 12_3"]
+
+
+# What a job sees of itself while it ends, on a real Slurm 22.05.
+@pytest.mark.parametrize(
+    ("fields", "again_", "words"),
+    [
+        ({"state": "COMPLETING", "end": "2026-11-23T01:34:06"}, False, "it was cancelled"),
+        ({"state": "CANCELLED", "end": "2026-11-23T01:34:06"}, False, "it was cancelled"),
+        ({"state": "COMPLETING", "reason": "TimeLimit"}, True, "put back"),
+        ({"state": "TIMEOUT", "reason": "TimeLimit"}, True, "put back"),
+        ({"state": "COMPLETING", "restarts": 1}, False, "Slurm itself"),
+        ({"state": "PENDING", "reason": "BeginTime", "restarts": 1}, False, "Slurm itself"),
+        ({"state": "RUNNING", "preempted": "2026-11-23T01:34:06"}, True, "(preempted; "),
+        (
+            {"state": "COMPLETING", "end": "2026-11-23T01:34:19", "preempted": "2026-11-23T01:34:19"},
+            True,
+            "(preempted; ",
+        ),
+        ({"state": "FAILED", "reason": "NonZeroExitCode"}, False, "Slurm says FAILED"),
+    ],
+)
+def test_only_a_job_that_runs_timed_out_or_was_preempted_starts_again(slurm, run, fields, again_, words):
+    slurm.scontrol(**fields)
+    assert words in go_on(STOP, run, JOB)
+    assert requeued(slurm) == again_
+
+
+def test_never_means_never_and_names_the_command(slurm, run):
+    line = go_on(STOP, run, JOB | {"HPCRL_REQUEUE": "never"})
+    assert not requeued(slurm) and f"sbatch slurm/train.sbatch --resume {run}" in line
+    line = go_on(STOP, run, JOB | {"HPCRL_REQUEUE": "nevr"})
+    assert not requeued(slurm) and "'nevr' is none of requeue, successor, never" in line
+
+
+def test_a_superseded_attempt_never_requeues(slurm, run):
+    attempt(run, {"SLURM_JOB_ID": "13"})
+    line = go_on(CRASH, run, JOB)
+    assert slurm.calls == [] and "attempt 1" in line and "superseded by attempt 2" in line
+
+
+def test_an_older_start_of_the_same_job_leaves_it_to_the_newer_one(slurm, run):
+    attempt(run, JOB | {"SLURM_RESTART_COUNT": "1"})
+    assert "superseded" in go_on(CRASH, run, JOB) and slurm.calls == []
+
+
+def test_a_failure_that_rank_0_tells_is_no_crash_but_one_that_it_follows_is(slurm, run):
+    attempt(run, JOB | {"SLURM_RESTART_COUNT": "1"}, 1, None, "cannot write x: No space left on device")
+    line = go_on(137, run, JOB | {"SLURM_RESTART_COUNT": "1"})
+    assert slurm.calls == [] and "No space left on device" in line and "--resume" in line
+    attempt(run, JOB | {"SLURM_RESTART_COUNT": "2"}, 1, None, LOST_A_PEER)
+    slurm.scontrol(restarts=2)
+    assert "put back" in go_on(137, run, JOB | {"SLURM_RESTART_COUNT": "2"})
+
+
+def test_three_starts_that_crash_before_training_are_the_last(slurm, tmp_path):
+    path = RunDir.create(tmp_path / "checkpoints", "{}").path
+    for restarts, more in ((0, True), (1, True), (2, False)):
+        slurm.scontrol(restarts=restarts)
+        line = go_on(CRASH, path, JOB | {"SLURM_RESTART_COUNT": str(restarts)})
+        assert ("put back" in line) == more, line
+    assert "3 starts in a row crashed before training began" in line
+    attempt(path, JOB | {"SLURM_RESTART_COUNT": "1"})
+    slurm.scontrol(restarts=3)
+    assert "put back" in go_on(CRASH, path, JOB | {"SLURM_RESTART_COUNT": "3"}), "one of them had begun"
+
+
+def test_successors_that_crash_before_training_are_counted_too(slurm, tmp_path, monkeypatch):
+    path = RunDir.create(tmp_path / "checkpoints", "{}").path
+    submitted(path, job("10"), job("11", "10"), job("12", "11"))
+    monkeypatch.setattr(submit, "submit_again", lambda *_: pytest.fail("a fourth one"))
+    assert "3 starts in a row" in go_on(CRASH, path, JOB | {"HPCRL_REQUEUE": "successor"})
+
+
+def test_a_site_that_refuses_gets_a_successor_for_a_submitted_run(slurm, run, monkeypatch):
+    slurm.scontrol(refuses="Requested operation is presently disabled for job 12")
+    submitted(run, job("12"))
+    monkeypatch.setattr(submit, "submit_again", lambda path, environ: "13" if path == run else "?")
+    line = go_on(STOP, run, JOB)
+    assert "presently disabled" in line and "job 13 is submitted to go on after job 12" in line
+
+
+def test_a_site_that_refuses_gets_the_command_for_any_other_run(slurm, run):
+    slurm.scontrol(refuses="Requested operation is presently disabled for job 12")
+    line = go_on(STOP, run, JOB)
+    assert "presently disabled" in line and f"sbatch slurm/train.sbatch --resume {run}" in line
+
+
+def test_a_successor_is_submitted_where_that_is_the_policy_and_once(slurm, run, monkeypatch):
+    submitted(run, job("12"))
+    environ = JOB | {"HPCRL_REQUEUE": "successor"}
+    monkeypatch.setattr(submit, "submit_again", lambda *_: "13")
+    assert "job 13 is submitted to go on after job 12" in go_on(STOP, run, environ)
+    assert not requeued(slurm)
+    submitted(run, job("12"), job("13", "12"))
+    monkeypatch.setattr(submit, "submit_again", lambda *_: pytest.fail("a second one"))
+    assert "its successor, job 13, goes on" in go_on(143, run, environ)
+
+
+def test_a_successor_that_sbatch_refuses_leaves_the_command(slurm, run, monkeypatch):
+    def refuse(*_: object) -> str:
+        raise HpcrlError("sbatch refused the train job: Invalid account")
+
+    submitted(run, job("12"))
+    monkeypatch.setattr(submit, "submit_again", refuse)
+    line = go_on(STOP, run, JOB | {"HPCRL_REQUEUE": "successor"})
+    assert "Invalid account" in line and f"hpcrl submit --resume {run}" in line
+
+
+def test_a_controller_that_is_down_for_a_moment_is_waited_for(slurm, run):
+    down = "slurm_load_jobs error: Unable to contact slurm controller (connect failure)"
+    slurm.program("scontrol", f"echo '{down}' >&2; cp {slurm.folder}/back {slurm.folder}/scontrol; exit 1")
+    (slurm.folder / "back").write_text("#!/bin/sh\necho JobId=12\necho '   JobState=RUNNING Restarts=0'\n")
+    (slurm.folder / "back").chmod(0o755)
+    assert "put back" in go_on(STOP, run, JOB)
+
+
+def test_a_controller_that_stays_away_and_missing_programs_end_in_the_command(slurm, run):
+    slurm.says("scontrol", "scontrol: error: Unable to contact slurm controller (connect failure)", 1)
+    line = go_on(STOP, run, JOB)
+    assert "does not answer" in line and f"--resume {run}" in line
+    (slurm.folder / "scontrol").unlink()
+    assert "no scontrol on PATH" in go_on(STOP, run, JOB)
+
+
+def test_broken_files_of_the_run_stop_nothing(slurm, run):
+    (run / "submission.json").write_text('{"jobs": [1, {"id"')
+    (run / "attempts" / "1" / "attempt.json").write_text("[]")
+    assert "put back" in go_on(STOP, run, JOB)
+
+
+def test_the_run_is_known_by_environment_options_or_job(tmp_path, run, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert run_of([], {"HPCRL_RUN": "/a/run"}) == Path("/a/run")
+    assert run_of(["--set", "x=1", "--resume", "/b/run"], JOB) == Path("/b/run")
+    assert run_of(["--run=/c/run"], JOB) == Path("/c/run")
+    assert run_of([], JOB) == Path("checkpoints") / run.name
+    assert run_of([], {"SLURM_JOB_ID": "99"}) is None
+    run.parent.rename(tmp_path / "elsewhere")
+    assert run_of(["--set", "checkpoint.dir=elsewhere"], JOB) == Path("elsewhere") / run.name
+    assert run_of(["--config", "missing.yaml"], JOB) is None
+
+
+def test_the_script_ends_well_whatever_it_is_given(slurm, run, tmp_path, monkeypatch, capsys):
+    for name, value in JOB.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("SLURM_ARRAY_JOB_ID", raising=False)
+    monkeypatch.chdir(tmp_path)
+    main([])
+    main(["x"])
+    assert "usage:" in capsys.readouterr().err
+    main(["139", "--resume", str(run)])
+    assert "put back" in capsys.readouterr().out
+
+
+def test_it_runs_where_torch_cannot_be_imported(slurm, run):
+    code = (
+        "import sys; sys.modules.update(torch=None, deepspeed=None, numpy=None)\n"
+        "from hpcrl.launch.again import main; main(sys.argv[1:])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, "139", "--resume", str(run)],
+        env=JOB | {"PATH": str(slurm.folder)}, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 0 and "put back" in done.stdout, done.stderr
+
+
+def test_the_command_that_goes_on_fits_the_way_the_run_was_begun(run):
+    assert resume_command(run, None) == f"hpcrl train --resume {run}"
+    assert resume_command(run, None, 4) == f"hpcrl train --ranks 4 --resume {run}"
+    assert resume_command(run, "12") == f"sbatch slurm/train.sbatch --resume {run}"
+    submitted(run, job("12"), job("13", kind="evaluate"))
+    assert resume_command(run, "12") == f"hpcrl submit --chain train,evaluate --resume {run}"
+    record = json.loads((run / "submission.json").read_text())
+    (run / "submission.json").write_text(json.dumps(record | {"arguments": ["--site", "my site.yaml"]}))
+    assert "--site '/home/me/my site.yaml'" in resume_command(run, "12")
