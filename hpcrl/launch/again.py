@@ -190,15 +190,11 @@ def resume_command(run: Path | None, job: str | None = "", ranks: int = 1) -> st
 
 
 def _submit_options(run: Path) -> list[str]:
-    """--site FILE as it was typed when the run was submitted, and the evaluation that is to follow."""
-    options = []
+    """The evaluation that is to follow. The site is the one that the run was submitted with."""
     with contextlib.suppress(HpcrlError, TypeError, KeyError):
-        record = read_json(run / "submission.json")
-        if site := _option([str(word) for word in record["arguments"]], "--site"):
-            options += ["--site", str(Path(record["folder"]) / site)]
-        if any(job["kind"] == "evaluate" for job in record["jobs"]):
-            options += ["--chain", "train,evaluate"]
-    return options
+        if any(job["kind"] == "evaluate" for job in read_json(run / "submission.json")["jobs"]):
+            return ["--chain", "train,evaluate"]
+    return []
 
 
 def run_of(arguments: Sequence[str], environ: Mapping[str, str] = os.environ) -> Path | None:

@@ -256,6 +256,3 @@ def test_the_command_that_goes_on_fits_the_way_the_run_was_begun(run):
     assert resume_command(run, "12") == f"sbatch slurm/train.sbatch --resume {run}"
     submitted(run, job("12"), job("13", kind="evaluate"))
     assert resume_command(run, "12") == f"hpcrl submit --chain train,evaluate --resume {run}"
-    record = json.loads((run / "submission.json").read_text())
-    (run / "submission.json").write_text(json.dumps(record | {"arguments": ["--site", "my site.yaml"]}))
-    assert "--site '/home/me/my site.yaml'" in resume_command(run, "12")
