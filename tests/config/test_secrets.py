@@ -298,3 +298,15 @@ def test_neither_repr_nor_json_nor_pickle_holds_a_secret(tmp_path):
     with pytest.raises(ValueError) as caught:
         Secrets(supabase_key=5, database_url=[CANARY])
     assert CANARY not in str(caught.value)
+
+
+def test_another_file_may_be_named_in_place_of_env(tmp_path, env_file):
+    env_file("PGPASSWORD=here\n")
+    other = tmp_path / "other"
+    other.write_text("PGPASSWORD=there\n")
+    other.chmod(0o600)
+    found = read_secrets(tmp_path, {"HPCRL_ENV_FILE": str(other)}).pg_password
+    assert found is not None and found.get_secret_value() == "there"
+    other.unlink()
+    with pytest.raises(HpcrlError, match=r"HPCRL_ENV_FILE = .*other: no such file"):
+        read_secrets(tmp_path, {"HPCRL_ENV_FILE": str(other)})

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import resource
 import subprocess
 import sys
 import textwrap
@@ -184,6 +185,32 @@ def test_a_refusal_leaves_a_resumed_run_as_it_was(submit, project, sbatch, hpcrl
     assert code == 2 and "sbatch refused" in err
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
     assert not (environ.parent / "scancel.called").exists(), "the first job is none of this one's"
+
+
+def test_a_folder_that_cannot_be_made_is_named(submit, project, sbatch):
+    sbatch()
+    code, _, err = submit("--set", "checkpoint.dir=market.h5/runs")
+    assert code == 1 and "cannot write" in err and "market.h5/runs" in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("bytes_left", [0, 2500])
+def test_a_full_disk_is_one_line_and_leaves_nothing(project, sbatch, bytes_left):
+    """By a limit on the size of files: 0 stops at the config, 2500 at the script."""
+    sbatch()
+    (project / "long.yaml").write_text(f"sbatch: {{comment: {'x' * 2500}}}")
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (bytes_left, bytes_left))
+
+    done = subprocess.run(
+        [sys.executable, "-m", "hpcrl", "submit", "--config", "tiny.yaml", "--set", "market.path=market.h5",
+         "--site", "long.yaml"],
+        cwd=project, preexec_fn=limit, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 1 and "cannot write" in done.stderr and done.stderr.count("\n") == 1, (
+        done.stderr
+    )
+    assert left(project) == ["long.yaml", "market.h5", "tiny.yaml"] and not done.stdout
 
 
 def test_without_slurm_it_says_what_works_here(submit, project, monkeypatch):

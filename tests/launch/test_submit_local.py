@@ -78,6 +78,16 @@ def test_a_chain_stops_where_a_job_fails(project):
     assert list(project.glob("checkpoints/dist_run_*/evaluation_test.png"))
 
 
+def test_a_staging_job_reads_the_keys_that_the_site_names_and_no_others(project):
+    keys = project / "my keys"
+    keys.write_text(f"SUPABASE_URL=http://127.0.0.1:9\nSUPABASE_SERVICE_ROLE_KEY={CANARY}\n")
+    keys.chmod(0o644)
+    (project / "site.yaml").write_text(json.dumps({"env_file": str(keys)}))
+    options = ("--site", "site.yaml", "--chain", "stage,train")
+    code, _, err = run(project, *options, **SECRETS)
+    assert code == 2 and f"{keys}: gives SUPABASE_URL but has mode 0644" in err and CANARY not in err, err
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_stop_reaches_all_ranks_which_save(project, number):
     child = start(project, "--ranks", "2", "--set", "train.epochs=100000")
