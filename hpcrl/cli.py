@@ -3,7 +3,7 @@
 ``cli_stage`` and ``cli_bench`` hold the verbs of ``hpcrl stage`` and ``hpcrl bench``, ``cli_submit`` and
 ``cli_status`` the verbs ``submit`` and ``status``.
 
-Exit codes: 0 done, 1 failed, 2 bad usage, config or input, 75 stopped early and resumable.
+Exit codes: 0 done, 1 failed, 2 bad usage, config or input, 70 hung, 75 stopped early and resumable.
 """
 
 from __future__ import annotations
