@@ -58,14 +58,23 @@ def log_of(run: Path, jobs: Iterable[Mapping[str, Any]], job: str, output: str =
 
     ``jobs``: submission.json's; ``output``: Slurm's word, where it knows one.
     """
-    number, _, task = job.partition("_")
-    named = output.replace("%j", number).replace("%J", number).replace("%A", number).replace("%a", task)
     logs = [str(known["log"]) for known in jobs if known["id"] == job and known["log"]]
     candidates = [run / log.replace("%t", "0") for log in logs]
-    candidates += [Path(named)] if named and "%" not in named else []
+    if (named := named_log(output, job)) is not None:
+        candidates.append(named)
     # sbatch slurm/train.sbatch writes its log where it was called, most often beside the checkpoints.
-    candidates += [folder / f"hpcrl_{number}.log" for folder in (run.parent.parent, Path.cwd())]
+    candidates += [
+        folder / f"hpcrl_{job.partition('_')[0]}.log" for folder in (run.parent.parent, Path.cwd())
+    ]
     return next((path for path in candidates if path.is_file()), None)
+
+
+def named_log(output: str, job: str) -> Path | None:
+    """A log's path as Slurm tells it, %j and the like replaced; None where it cannot be known."""
+    number, _, task = job.partition("_")
+    for sign, value in (("%j", number), ("%J", number), ("%A", number), ("%a", task)):
+        output = output.replace(sign, value)
+    return Path(output) if output and "%" not in output else None
 
 
 def read_words(log: Path | None, restart: int | None = None) -> LogWords:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from hpcrl.launch.accounting import Books, JobState, read_jobs
+from hpcrl.launch.logs import named_log
 from hpcrl.launch.status_cause import unstarted
 from hpcrl.launch.status_read import RunFiles, moment, read_run
 from hpcrl.launch.status_why import Verdict, attempt_cause, judge
@@ -173,8 +174,7 @@ def report_job(job_id: str) -> JobReport:
         )
     why = advice = ""
     if job.over and job.state != "COMPLETED":
-        log = Path(job.output) if job.output and "%" not in job.output else None
-        cause, advice = unstarted(job, log)
+        cause, advice = unstarted(job, named_log(job.output, job_id))
         why = cause.text
     return JobReport(job_id, job, why, advice, books.notes)
 

@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from hpcrl.launch.accounting import JobState
+from hpcrl.launch.logs import named_log
 from hpcrl.launch.status import JobReport, Report, local_time
 from hpcrl.launch.status_why import spell
 
@@ -84,7 +85,7 @@ def job_page(report: JobReport) -> Page:
     if job.nodes:
         facts.add_row("nodes", job.nodes)
     if job.output:
-        facts.add_row("log", job.output)
+        facts.add_row("log", str(named_log(job.output, job.id) or job.output))
     head = Text.assemble(("job ", ""), (job.id, "bold"), f"  {job.name}")
     notes = [Text(f"note: {note}", style="yellow") for note in report.notes]
     return [head, facts, *notes, *_to_do(report.advice, "", "")]

@@ -1,0 +1,146 @@
+"""hpcrl status names the right cause after faults on the real cluster, and what it says comes true."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from servers.slurm import poll
+from trial import PATIENCE, RANKS, Trial, furnish
+
+from hpcrl.market.stage import stage_synthetic
+
+pytestmark = [pytest.mark.cluster, pytest.mark.slow]
+
+
+@pytest.fixture(scope="module")
+def market_file(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("market") / "market.h5"
+    stage_synthetic(path, symbols=("AAPL", "MSFT"), bars=1000)
+    return path
+
+
+@pytest.fixture
+def place(tmp_path, market_file) -> Path:
+    return furnish(tmp_path, market_file)
+
+
+class Status:
+    """What ``hpcrl status`` says in a folder, of one target."""
+
+    def __init__(self, slurm, folder: Path, target: object) -> None:
+        self.slurm, self.folder, self.target = slurm, folder, str(target)
+
+    def __call__(self) -> dict:
+        done = subprocess.run(
+            [sys.executable, "-m", "hpcrl", "status", self.target, "--json"],
+            cwd=self.folder, env=self.slurm.environment(), capture_output=True, text=True, timeout=120,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+    def wait(self, *states: str) -> dict:
+        """Once the run is in one of the states."""
+        found = poll(
+            lambda: said if (said := self())["state"] in states else None, PATIENCE, lambda: str(self())
+        )
+        return found
+
+
+def test_one_run_through_crash_dead_controller_lost_node_and_cancel(slurm, place):
+    job = Trial(slurm, place, 2000)
+    job.wait_epoch(3)
+    status = Status(slurm, place, job.job)  # by the job's number
+
+    found = status()
+    assert found["state"] == "running" and found["run"] == str(job.run) and found["seconds_left"] > 0
+    assert found["job"] == job.job and found["why"] == f"job {job.job} on node{job.node}"
+
+    slurm.stop_controller()
+    found = Status(slurm, place, job.run)()
+    slurm.start_controller()
+    assert found["state"] == "running"  # by accounting
+    assert any("answer" in note for note in found["notes"])
+
+    job.kill(signal.SIGSEGV, 1)
+    found = status.wait("pending")
+    assert f"rank 1 on node{found['attempts'][0]['host'][-1]}: Segmentation fault" in found["why"]
+
+    job.wait_attempt(2)
+    job.wait_epoch(found["epoch"] + 3)
+    lost = job.node
+    slurm.kill_node(lost)
+    job.wait_attempt(3)
+    ends = [attempt["ended"] for attempt in status()["attempts"]]
+    assert "Segmentation fault" in ends[0] and ends[1:] == [f"its node failed (node{lost})", None]
+
+    job.wait_epoch(len(job.metrics) + 2)
+    slurm.cancel(job.job)
+    job.wait("CANCELLED")
+    found = poll(lambda: said if "by" in (said := status())["why"] else None, 60, lambda: str(status()))
+    assert (found["state"], found["cause"]) == ("stopped", "cancelled"), job.log
+    assert f"cancelled by {slurm.layout.user}; all was saved" in found["why"]
+    assert found["command"] == shlex.join(["sbatch", "slurm/train.sbatch", "--resume", str(job.run)])
+
+
+def test_a_preempted_job_waits_and_says_that_it_was_preempted(slurm, place):
+    job = Trial(slurm, place, 2000, "--partition=lo")
+    job.wait_epoch(3)
+    hurried = slurm.sbatch(
+        "#!/bin/sh\nsleep 20\n", options=("--partition=hi", "--nodes=4", "--exclusive"), cwd=place
+    )
+    slurm.wait(hurried, "RUNNING", timeout=PATIENCE)
+    found = Status(slurm, place, job.run).wait("pending")
+    assert "Attempt 1: it was preempted; all was saved" in found["why"], job.log
+    slurm.cancel(job.job)
+
+
+def test_out_of_memory_is_told_with_what_to_do(slurm, place):
+    job = Trial(slurm, place, 2000, "--mem=150M", HPCRL_REQUEUE="never")
+    assert job.wait() in ("FAILED", "OUT_OF_MEMORY", "CANCELLED")
+    found = Status(slurm, place, job.job)()
+    assert "out of memory" in found["why"] and "--mem" in found["advice"], (found, job.log)
+
+
+def test_a_missing_folder_for_the_log_is_named(slurm, place):
+    job = Trial(slurm, place, 3, f"--output={place}/gone/%j.log")
+    assert job.wait() == "FAILED"
+    found = Status(slurm, place, job.job)()
+    assert f"its log's folder {place}/gone does not exist" in found["why"]
+    assert found["advice"] == f"mkdir -p {place}/gone" and (found["exit_code"], found["signal"]) == (0, 53)
+
+
+def test_a_failed_stage_is_why_training_never_ran(slurm, place):
+    (place / "site.yaml").write_text(json.dumps({"cpus_per_task": 1, "mem": "2G", "gres": "none"}))
+    words = [
+        "submit",
+        "--config",
+        "tiny.yaml",
+        "--site",
+        "site.yaml",
+        "--chain",
+        "stage,train",
+        "--ranks",
+        "1",
+    ]
+    words += ["--stage", "files --path nowhere", "--set", "market.path=other.h5", "--no-wait"]
+    subprocess.run(
+        [sys.executable, "-m", "hpcrl", *words], cwd=place, env=slurm.environment(), check=True, timeout=120
+    )
+    (run,) = place.glob("checkpoints/dist_run_*")
+    found = Status(slurm, place, run).wait("dead")
+    assert found["cause"] == "dependency" and "nowhere: no such file or folder" in found["why"]
+    assert found["command"] == shlex.join(["hpcrl", *words])
+
+
+@pytest.mark.soak
+def test_the_time_limit_is_told_whether_all_was_saved_or_not(slurm, place):
+    job = Trial(slurm, place, 5000, "--time=2", HPCRL_REQUEUE="never")
+    assert job.wait() in ("TIMEOUT", "FAILED") and RANKS == 2
+    found = Status(slurm, place, job.run)()
+    assert (found["state"], found["cause"]) == ("stopped", "time_limit"), found
