@@ -69,6 +69,8 @@ def _go_on(code: int, run: Path | None, job: str, environ: Mapping[str, str]) ->
     restarts = restart_count(environ)
     if run is not None:
         _check_run(code, run, job, restarts)
+    elif code != STOPPED_EARLY and restarts + 1 >= FRUITLESS:
+        raise _Left(f"{restarts + 1} starts in a row crashed before training began; see its log")
     preempted = _check_slurm(job, restarts)
     if policy == "never":
         raise _Left(f"HPCRL_REQUEUE = never; to go on: {resume_command(run)}")

@@ -150,6 +150,14 @@ def test_three_starts_that_crash_before_training_are_the_last(slurm, tmp_path):
     assert "put back" in go_on(CRASH, path, JOB | {"SLURM_RESTART_COUNT": "3"}), "one of them had begun"
 
 
+def test_so_are_three_that_crash_before_there_is_a_run(slurm):
+    for restarts, more in ((0, True), (1, True), (2, False)):
+        slurm.scontrol(restarts=restarts)
+        line = go_on(CRASH, None, JOB | {"SLURM_RESTART_COUNT": str(restarts)})
+        assert ("put back" in line) == more, line
+    assert "3 starts in a row crashed before training began" in line
+
+
 def test_successors_that_crash_before_training_are_counted_too(slurm, tmp_path, monkeypatch):
     path = RunDir.create(tmp_path / "checkpoints", "{}").path
     submitted(path, job("10"), job("11", "10"), job("12", "11"))
