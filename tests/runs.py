@@ -40,10 +40,17 @@ def environment() -> dict[str, str]:
     return {k: v for k, v in os.environ.items() if k not in dropped} | {"OMP_NUM_THREADS": "1"}
 
 
-def hpcrl(*arguments: str, cwd: Path, code: int = 0, **extra: str) -> subprocess.CompletedProcess:
+def hpcrl(
+    *arguments: str, cwd: Path, code: int = 0, timeout: float = 300, **extra: str
+) -> subprocess.CompletedProcess:
     """Run ``hpcrl``; the exit code must be ``code``, and a user's mistake shows no traceback."""
     done = subprocess.run(
-        command(*arguments), cwd=cwd, env=environment() | extra, capture_output=True, text=True, timeout=300
+        command(*arguments),
+        cwd=cwd,
+        env=environment() | extra,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
     )
     assert done.returncode == code, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
     if code in (2, 75):

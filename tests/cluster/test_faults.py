@@ -12,39 +12,10 @@ from pathlib import Path
 
 import pytest
 import runs
-from trial import PATIENCE, RANKS, Trial, arguments, furnish
-
-from hpcrl.market.stage import stage_synthetic
+from trial import PATIENCE, RANKS
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 EPOCHS = 30
-
-
-@pytest.fixture(scope="session")
-def market_file(tmp_path_factory) -> Path:
-    path = tmp_path_factory.mktemp("market") / "market.h5"
-    stage_synthetic(path, symbols=("AAPL", "MSFT"), bars=1000)
-    return path
-
-
-@pytest.fixture(scope="session")
-def reference(tmp_path_factory, market_file) -> Path:
-    """The run that nothing happens to."""
-    place = furnish(tmp_path_factory.mktemp("reference"), market_file)
-    runs.hpcrl("train", *arguments(EPOCHS), "--ranks", str(RANKS), cwd=place)
-    return runs.only_run(place)
-
-
-@pytest.fixture
-def trial(slurm, tmp_path, market_file):
-    """``trial(options of sbatch...)``: a job that has trained for some epochs."""
-
-    def begin(*options: str, epochs: int = EPOCHS, **environ: str) -> Trial:
-        found = Trial(slurm, furnish(tmp_path, market_file), epochs, *options, **environ)
-        found.wait_epoch(3)
-        return found
-
-    return begin
 
 
 def test_a_cancelled_job_saves_stays_cancelled_and_can_be_resumed(trial, slurm, reference):
@@ -80,12 +51,9 @@ def test_a_requeued_job_goes_on_with_its_own_run(trial, slurm, reference):
     job.assert_whole(reference)
 
 
-def test_a_preempted_job_leaves_in_its_grace_time_and_goes_on(trial, slurm, reference):
+def test_a_preempted_job_leaves_in_its_grace_time_and_goes_on(trial, reference):
     job = trial("--partition=lo")
-    hurried = slurm.sbatch(
-        "#!/bin/sh\ntrue\n", options=("--partition=hi", "--nodes=4", "--exclusive"), cwd=job.place
-    )
-    slurm.wait(hurried, timeout=PATIENCE)
+    job.preempt()
     assert job.wait("COMPLETED")
     assert job.attempts[0].end["reason"] == "SIGTERM", job.log
     job.assert_nothing_lost()

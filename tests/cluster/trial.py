@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import os
 import signal
+import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -18,12 +20,13 @@ from hpcrl.storage.run_dir import RunDir
 
 ROOT = Path(__file__).resolve().parents[2]
 RANKS = 2
+EPOCHS, LONG = 30, 250  # about 0.2 s each
 # One thread per rank, as in the reference: sums of several threads differ in their last bits.
 # A rolling checkpoint after every epoch, so that a crash may cost one epoch at most; the learning rate is
 # constant, so that a longer run begins like a shorter one.
 CONFIG = runs.TINY.replace("lr_schedule: linear", "lr_schedule: constant")
 # Two Pythons that import torch, on two cores that other tests use, too.
-PATIENCE = 180
+PATIENCE = 300
 
 
 def furnish(folder: Path, market_file: Path) -> Path:
@@ -32,14 +35,24 @@ def furnish(folder: Path, market_file: Path) -> Path:
     return folder
 
 
-def arguments(epochs: int) -> list[str]:
-    return ["--config", "tiny.yaml", "--set", f"train.epochs={epochs}", "--set", f"train.world_size={RANKS}"]
+def arguments(epochs: int, *sets: str) -> list[str]:
+    sets = (f"train.epochs={epochs}", f"train.world_size={RANKS}", *sets)
+    return ["--config", "tiny.yaml", *(word for item in sets for word in ("--set", item))]
 
 
 class Trial:
     """One job of slurm/train.sbatch in ``place``, and its run."""
 
-    def __init__(self, slurm: SlurmCluster, place: Path, epochs: int, *options: str, **environ: str) -> None:
+    def __init__(
+        self,
+        slurm: SlurmCluster,
+        place: Path,
+        epochs: int,
+        *options: str,
+        sets: Iterable[str] = (),
+        **environ: str,
+    ) -> None:
+        """``options`` of sbatch, ``sets`` of hpcrl train."""
         self.slurm, self.place, self.epochs, self.environ = slurm, place, epochs, environ
         self.options = (
             f"--ntasks-per-node={RANKS}",
@@ -48,13 +61,13 @@ class Trial:
             "--cpus-per-task=1",
             *options,
         )
-        self.job = self.submit(*arguments(epochs))
+        self.job = self.submit(*arguments(epochs, *sets))
 
     def submit(self, *words: str) -> str:
-        bin_ = str(Path(runs.sys.executable).parent)
+        environ = {"HPCRL_BIN": str(Path(sys.executable).parent), "HPCRL_MODULES": "none"} | self.environ
         return self.slurm.sbatch(
             ROOT / "slurm/train.sbatch", *words,
-            options=self.options, cwd=self.place, HPCRL_BIN=bin_, HPCRL_MODULES="none", **self.environ,
+            options=self.options, cwd=self.place, **environ,
         )  # fmt: skip
 
     # Looking
@@ -70,7 +83,10 @@ class Trial:
 
     @property
     def attempts(self) -> list[AttemptRecord]:
-        return read_attempts(self.run)
+        """None before the run folder is there."""
+        return [
+            attempt for run in self.place.glob("checkpoints/dist_run_*") for attempt in read_attempts(run)
+        ]
 
     @property
     def log(self) -> str:
@@ -104,6 +120,12 @@ class Trial:
         for rank in ranks or living:
             os.kill(living[rank], number)
 
+    def preempt(self) -> None:
+        """A job in ``hi`` needs all nodes, and ends at once."""
+        options = ("--partition=hi", "--nodes=4", "--exclusive", "--output=/dev/null")
+        hurried = self.slurm.sbatch("#!/bin/sh\ntrue\n", options=options, cwd=self.place)
+        self.slurm.wait(hurried, "COMPLETED", timeout=PATIENCE)
+
     # Waiting
 
     def wait_epoch(self, epoch: int) -> None:
@@ -121,12 +143,15 @@ class Trial:
         """Until attempt ``number`` has taken over."""
 
         def probe() -> AttemptRecord | None:
-            return next((a for a in self.attempts if a.number >= number and a.ready), None)
+            found = next((a for a in self.attempts if a.number >= number and a.ready), None)
+            if found is None and (state := self.slurm.state(self.job)) in ENDED:
+                pytest.fail(f"{state} before attempt {number}:\n{self.log}")
+            return found
 
         return poll(probe, PATIENCE, lambda: f"no attempt {number}: {self.log}\n{self.slurm.show(self.job)}")
 
-    def wait(self, *states: str) -> str:
-        return self.slurm.wait(self.job, states or ENDED, timeout=PATIENCE)["JobState"]
+    def wait(self, *states: str, timeout: float = PATIENCE) -> str:
+        return self.slurm.wait(self.job, states or ENDED, timeout=timeout)["JobState"]
 
     # What must hold
 
@@ -135,10 +160,11 @@ class Trial:
         is that of the run that nothing happened to, bit for bit.
         """
         assert [line["epoch"] for line in self.metrics] == list(range(1, self.epochs + 1)), self.log
-        assert runs.comparable_metrics(self.run) == runs.comparable_metrics(reference)[: self.epochs]
+        found, wanted = runs.comparable_metrics(self.run), runs.comparable_metrics(reference)
+        assert found[: len(wanted)] == wanted[: len(found)]
         self.assert_checkpoints_good()
         assert RunDir(self.run).manifest_epochs()[0] == self.epochs
-        if self.epochs == len(runs.comparable_metrics(reference)):
+        if len(found) == len(wanted):
             runs.assert_same_course(self.run, reference, self.epochs, RANKS)
 
     def assert_checkpoints_good(self) -> None:
