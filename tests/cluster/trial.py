@@ -102,6 +102,8 @@ class Trial:
         found = {}
         for path in Path("/proc").glob("[0-9]*"):
             try:
+                # Clusters of other test processes have jobs of the same id.
+                here = (path / "cwd").readlink() == self.place
                 words = (path / "cmdline").read_bytes().split(b"\0")
                 environ = dict(
                     word.split(b"=", 1)
@@ -110,7 +112,7 @@ class Trial:
                 )
             except (OSError, ValueError):
                 continue
-            of_job = environ.get(b"SLURM_JOB_ID") == self.job.encode() and b"train" in words
+            of_job = here and environ.get(b"SLURM_JOB_ID") == self.job.encode() and b"train" in words
             if of_job and environ.get(b"SLURM_STEP_ID") == b"0" and b"SLURM_PROCID" in environ:
                 found[int(environ[b"SLURM_PROCID"])] = int(path.name)
         return found
