@@ -92,19 +92,33 @@ def job_page(report: JobReport) -> Page:
 
 
 def table(reports: list[Report]) -> Page:
-    shown = Table(box=None, pad_edge=False, header_style="bold")
-    shown.add_column("run", no_wrap=True)
-    shown.add_column("state", no_wrap=True)
-    shown.add_column("epoch", justify="right", no_wrap=True)
-    shown.add_column("reward", justify="right", no_wrap=True)
-    shown.add_column("why")
-    for report in reports:
-        verdict, progress = report.verdict, report.run.progress
-        state = Text(verdict.state, style=_COLOURS[verdict.state])
-        epoch = f"{progress.epoch}/{'?' if progress.epochs is None else progress.epochs}"
-        shown.add_row(report.run.path.name, state, epoch, _short(progress.reward), _first_line(verdict.why))
+    """A line per run, and below it why it is as it is."""
+    rows = [
+        (each.run.path.name, each.verdict.state, _epochs(each), _short(each.run.progress.reward))
+        for each in reports
+    ]
+    titles = ("run", "state", "epochs", "reward")
+    widths = [max(map(len, column)) for column in zip(titles, *rows, strict=True)]
+    parts: Page = [Text(_columns(titles, widths), style="bold")]
+    for report, row in zip(reports, rows, strict=True):
+        line = Text(_columns(row, widths))
+        line.stylize(_COLOURS[row[1]], widths[0] + 2, widths[0] + 2 + len(row[1]))
+        parts.append(line)
+        if report.verdict.state != "finished":
+            parts.append(Padding(Text(report.verdict.why, style="dim"), (0, 0, 0, 2)))
     notes = dict.fromkeys(note for report in reports for note in report.books.notes)
-    return [shown, *(Text(f"note: {note}", style="yellow") for note in notes)]
+    return parts + [Text(f"note: {note}", style="yellow") for note in notes]
+
+
+def _columns(row: tuple[str, ...], widths: list[int]) -> str:
+    """Two columns of words, then numbers."""
+    return "  ".join(text.ljust(width) if k < 2 else text.rjust(width)
+                     for k, (text, width) in enumerate(zip(row, widths, strict=True)))  # fmt: skip
+
+
+def _epochs(report: Report) -> str:
+    progress = report.run.progress
+    return f"{progress.epoch} of {'?' if progress.epochs is None else progress.epochs}"
 
 
 def _facts() -> Table:
@@ -197,8 +211,3 @@ def _state(job: JobState) -> str:
 
 def _short(number: float | None) -> str:
     return "-" if number is None else f"{number:.3g}"
-
-
-def _first_line(text: str) -> str:
-    """For a table: the cause without what follows from it."""
-    return text.partition(". ")[0]

@@ -431,9 +431,9 @@ def test_the_newest_runs_are_a_table_and_slurm_is_asked_once(world, hpcrl):
     (world.path.parent / "dist_run_99990101_000000").mkdir()
     code, out, _ = hpcrl("status")
     lines = out.splitlines()
-    assert code == 0 and lines[0].split() == ["run", "state", "epoch", "reward", "why"]
+    assert code == 0 and lines[0].split() == ["run", "state", "epochs", "reward"]
     assert len([line for line in lines if line.startswith("dist_run_")]) == 2
-    assert "dead" in out and "No space left" in out and "5/20" in out
+    assert "dead" in out and "No space left" in out and "5 of 20" in out
     assert [call.split()[0] for call in world.slurm.calls] == ["squeue", "sacct"]
 
 
