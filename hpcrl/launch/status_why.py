@@ -170,10 +170,8 @@ def _alive(run: RunFiles, own: AttemptRecord, books: Books, now: datetime) -> Ve
 def _is_hpcrl(pid: int) -> bool:
     """Whether the process lives and is no other that got its number."""
     try:
-        return (
-            b"python" in Path(f"/proc/{pid}/cmdline").read_bytes()
-            or b"hpcrl" in Path(f"/proc/{pid}/cmdline").read_bytes()
-        )
+        words = Path(f"/proc/{pid}/cmdline").read_bytes()
+        return b"python" in words or b"hpcrl" in words
     except OSError:
         return False
 
