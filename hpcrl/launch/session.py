@@ -9,7 +9,7 @@ from typing import TextIO
 from hpcrl.checkpoint.manager import CheckpointManager
 from hpcrl.config.root import Config
 from hpcrl.monitor.metrics import MetricsFile
-from hpcrl.storage.attempts import Attempt, attempt_folder, who_begins
+from hpcrl.storage.attempts import Attempt, attempt_folder, refuse_if_taken_over, who_begins
 from hpcrl.storage.lock import hold
 from hpcrl.storage.run_dir import RunDir
 from hpcrl.world.agree import all_or_none
@@ -39,6 +39,7 @@ class Session:
                 return None, None
             job = job_id(os.environ)
             who = who_begins(os.environ, job)
+            refuse_if_taken_over(run.path, who, os.environ.get("HPCRL_SUCCESSOR_OF"))
             lock = hold(run.lock, job=job, requeued=who["restart_count"] > 0, take_over=take_over)
             return Attempt.claim(run, world.size, who), lock
 

@@ -109,6 +109,19 @@ def _numbers(run: Path) -> list[int]:
     return sorted(int(name) for name in names if name.isdigit())
 
 
+def refuse_if_taken_over(run: Path, who: Mapping[str, Any], predecessor: str | None) -> None:
+    """RunFailed where Slurm starts a job again whose run another job has gone on with in the meantime."""
+    attempts = read_attempts(run)
+    if who["trigger"] == "user" or not attempts:
+        return
+    newest = attempts[-1]
+    if newest.job not in (who["job"], predecessor):
+        raise RunFailed(
+            f"{run} is trained by another by now ({_words(newest)}): job {who['job']}, which was started again, "
+            "leaves it alone"
+        )
+
+
 class Superseded(RunFailed):
     """A newer attempt trains this run."""
 

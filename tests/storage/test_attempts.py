@@ -11,7 +11,14 @@ from pathlib import Path
 import pytest
 
 from hpcrl.storage import attempts
-from hpcrl.storage.attempts import Attempt, Superseded, read_attempts, run_of_job, who_begins
+from hpcrl.storage.attempts import (
+    Attempt,
+    Superseded,
+    read_attempts,
+    refuse_if_taken_over,
+    run_of_job,
+    who_begins,
+)
 from hpcrl.storage.run_dir import RunDir
 from hpcrl.types import HpcrlError, RunFailed
 
@@ -271,3 +278,15 @@ def test_a_reserved_folder_begins_once(tmp_path):
     assert run.config.read_text() == "{}"
     with pytest.raises(HpcrlError, match="holds a run already"):
         run.begin("{}")
+
+
+def test_a_job_that_slurm_starts_again_leaves_a_run_alone_that_another_job_has_taken_over(run):
+    refuse_if_taken_over(run.path, AGAIN, None)
+    began(run, None, AGAIN)
+    refuse_if_taken_over(run.path, AGAIN, None)
+    refuse_if_taken_over(run.path, AGAIN | {"job": "8", "trigger": "successor"}, "7")
+    began(run, None, USER | {"job": "9"})
+    for who, predecessor in ((AGAIN, None), (AGAIN | {"job": "8", "trigger": "successor"}, "7")):
+        with pytest.raises(RunFailed, match=r"by another by now \(job 9, process"):
+            refuse_if_taken_over(run.path, who, predecessor)
+    refuse_if_taken_over(run.path, USER | {"job": "7"}, None)
