@@ -117,8 +117,8 @@ def refuse_if_taken_over(run: Path, who: Mapping[str, Any], predecessor: str | N
     newest = attempts[-1]
     if newest.job not in (who["job"], predecessor):
         raise RunFailed(
-            f"{run} is trained by another by now ({_words(newest)}): job {who['job']}, which was started again, "
-            "leaves it alone"
+            f"{run} is trained by another by now ({_words(newest)}): job {who['job']}, which was started "
+            "again, leaves it alone"
         )
 
 
