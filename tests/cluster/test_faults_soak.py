@@ -27,7 +27,9 @@ def starts(job: Trial) -> list[tuple[str, int | None]]:
 
 
 def status(job: Trial) -> str:
-    return job.slurm.run(sys.executable, "-m", "hpcrl", "status", job.job, cwd=job.place, check=False).stdout
+    """What hpcrl status says, in one line."""
+    command = (sys.executable, "-m", "hpcrl", "status", job.job)
+    return " ".join(job.slurm.run(*command, cwd=job.place, check=False).stdout.split())
 
 
 # Preemption
