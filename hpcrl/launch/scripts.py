@@ -95,9 +95,10 @@ def teardown(kind: Kind, python: Path) -> list[str]:
     if kind == "train":
         lines += [
             "case $code in",
-            "    # Done, failed, a mistake, or saved and requeued by rank 0.",
-            "    0|1|2|75) ;;",
-            "    # A rank crashed or hung: whether the job is to run again, HPCRL_REQUEUE tells.",
+            "    # Done, failed, a mistake.",
+            "    0|1|2) ;;",
+            "    # A rank crashed or hung, or all is saved and rank 0 had the job requeued if it could:",
+            "    # whether it is to run again, HPCRL_REQUEUE tells.",
             f'    *) {shlex.quote(str(python))} -m hpcrl.launch.again "$code" || true ;;',
             "esac",
         ]

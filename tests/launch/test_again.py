@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from launch.slurm_answers import Answers
 
+from hpcrl.checkpoint.provenance import run_record
+from hpcrl.config.load import load_config
 from hpcrl.launch import again, submit
 from hpcrl.launch.again import LOST_A_PEER, go_on, main, resume_command, run_of
 from hpcrl.storage.attempts import Attempt, who_begins
@@ -18,6 +20,7 @@ from hpcrl.types import HpcrlError
 
 JOB = {"SLURM_JOB_ID": "12"}
 CRASH, STOP = 139, 75
+SHOW = "scontrol show job 12"
 
 
 @pytest.fixture
@@ -94,13 +97,18 @@ def test_a_task_of_an_array_requeues_itself_alone(slurm, run):
         ({"state": "CANCELLED", "end": "2026-11-23T01:34:06"}, False, "it was cancelled"),
         ({"state": "COMPLETING", "reason": "TimeLimit"}, True, "put back"),
         ({"state": "TIMEOUT", "reason": "TimeLimit"}, True, "put back"),
-        ({"state": "COMPLETING", "restarts": 1}, False, "Slurm itself"),
-        ({"state": "PENDING", "reason": "BeginTime", "restarts": 1}, False, "Slurm itself"),
+        ({"state": "COMPLETING", "restarts": 1}, False, "in the queue again"),
+        ({"state": "PENDING", "reason": "BeginTime", "restarts": 1}, False, "in the queue again"),
         ({"state": "RUNNING", "preempted": "2026-11-23T01:34:06"}, True, "(preempted; "),
         (
             {"state": "COMPLETING", "end": "2026-11-23T01:34:19", "preempted": "2026-11-23T01:34:19"},
             True,
             "(preempted; ",
+        ),
+        (  # cancelled in the grace that preemption gave it
+            {"state": "COMPLETING", "end": "2026-11-23T01:34:19", "preempted": "2026-11-23T01:34:06"},
+            False,
+            "it was cancelled",
         ),
         ({"state": "FAILED", "reason": "NonZeroExitCode"}, False, "Slurm says FAILED"),
     ],
@@ -136,6 +144,22 @@ def test_a_failure_that_rank_0_tells_is_no_crash_but_one_that_it_follows_is(slur
     attempt(run, JOB | {"SLURM_RESTART_COUNT": "2"}, 1, None, LOST_A_PEER)
     slurm.scontrol(restarts=2)
     assert "put back" in go_on(137, run, JOB | {"SLURM_RESTART_COUNT": "2"})
+
+
+def test_a_clean_end_is_no_failure_and_goes_on_if_slurm_asked_for_it(slurm, run):
+    attempt(run, JOB | {"SLURM_RESTART_COUNT": "1"}, 75, 3, "SIGUSR2")
+    slurm.scontrol(restarts=1)
+    assert "put back" in go_on(STOP, run, JOB | {"SLURM_RESTART_COUNT": "1"})
+    attempt(run, JOB | {"SLURM_RESTART_COUNT": "2"}, 75, 3, "SIGINT")
+    slurm.scontrol(restarts=2)
+    assert "SIGINT stopped it; to go on: sbatch" in go_on(STOP, run, JOB | {"SLURM_RESTART_COUNT": "2"})
+
+
+def test_a_stop_is_no_vain_start_however_often_it_comes_before_training(slurm, tmp_path):
+    path = RunDir.create(tmp_path / "checkpoints", "{}").path
+    slurm.scontrol(restarts=2)
+    for known in (path, None):
+        assert "put back" in go_on(STOP, known, JOB | {"SLURM_RESTART_COUNT": "2"})
 
 
 def test_three_starts_that_crash_before_training_are_the_last(slurm, tmp_path):
@@ -208,6 +232,40 @@ def test_a_controller_that_is_down_for_a_moment_is_waited_for(slurm, run):
     assert "put back" in go_on(STOP, run, JOB)
 
 
+# What scontrol says of job 12 once the first requeue, whose answer is lost, has been carried out.
+LOST = """
+requeue() {{
+    sed -i 's/JobState=RUNNING/JobState=PENDING/; s/Restarts=0/Restarts=1/' {folder}/shown.txt
+    [ -e {folder}/tried ] && {{ echo 'Job is pending execution for job 12' >&2; exit 1; }}
+    echo 'scontrol: error: Socket timed out on send/recv operation' >&2; touch {folder}/tried; exit 1
+}}
+case $1 in requeue) {does} ;; show) cat {folder}/shown.txt ;; esac
+"""
+
+
+# The second: what is carried out only after the state was looked at once more.
+@pytest.mark.parametrize("does", ["requeue", "if [ -e {folder}/tried ]; then requeue; else {late}; fi"])
+def test_a_requeue_whose_answer_was_lost_is_not_done_twice_nor_given_a_successor(
+    slurm, run, monkeypatch, does
+):
+    late = f"touch {slurm.folder}/tried; echo 'scontrol: error: Connection refused' >&2; exit 1"
+    slurm.program(
+        "scontrol", LOST.format(folder=slurm.folder, does=does.format(folder=slurm.folder, late=late))
+    )
+    submitted(run, job("12"))
+    monkeypatch.setattr(submit, "submit_again", lambda *_: pytest.fail("a second job for one run"))
+    assert "in the queue again" in go_on(STOP, run, JOB)
+    assert slurm.calls.count("scontrol requeue 12") == (1 if does == "requeue" else 2)
+
+
+def test_a_requeue_that_gets_no_answer_at_all_is_no_refusal(slurm, run, monkeypatch):
+    slurm.scontrol(refuses="Unable to contact slurm controller (connect failure)")
+    submitted(run, job("12"))
+    monkeypatch.setattr(submit, "submit_again", lambda *_: pytest.fail("the requeue may come yet"))
+    line = go_on(STOP, run, JOB)
+    assert "could not be started again: Slurm does not answer" in line and slurm.calls.count(SHOW) >= 2
+
+
 def test_a_controller_that_stays_away_and_missing_programs_end_in_the_command(slurm, run):
     slurm.says("scontrol", "scontrol: error: Unable to contact slurm controller (connect failure)", 1)
     line = go_on(STOP, run, JOB)
@@ -226,12 +284,34 @@ def test_the_run_is_known_by_environment_options_or_job(tmp_path, run, monkeypat
     monkeypatch.chdir(tmp_path)
     assert run_of([], {"HPCRL_RUN": "/a/run"}) == Path("/a/run")
     assert run_of(["--set", "x=1", "--resume", "/b/run"], JOB) == Path("/b/run")
+    assert run_of(["--resume", "/a/run", "--resume=/b/run"], JOB) == Path("/b/run"), "as hpcrl train reads it"
     assert run_of(["--run=/c/run"], JOB) == Path("/c/run")
     assert run_of([], JOB) == Path("checkpoints") / run.name
     assert run_of([], {"SLURM_JOB_ID": "99"}) is None
     run.parent.rename(tmp_path / "elsewhere")
     assert run_of(["--set", "checkpoint.dir=elsewhere"], JOB) == Path("elsewhere") / run.name
     assert run_of(["--config", "missing.yaml"], JOB) is None
+
+
+def donor(folder: Path, runs: Path) -> Path:
+    """A run whose config keeps runs in ``runs``."""
+    config = load_config(overrides=[f"checkpoint.dir={runs}"], environment={})
+    record = run_record(config, {"sha256": "0" * 64}, None)
+    return RunDir.create(folder, json.dumps(record)).path
+
+
+def test_a_run_that_began_from_anothers_weights_lies_where_that_ones_config_says(tmp_path, run, monkeypatch):
+    (tmp_path / "b").mkdir()
+    monkeypatch.chdir(tmp_path / "b")
+    init = ["--init", str(donor(tmp_path / "old", run.parent))]
+    assert run_of(init, JOB) == run
+    assert run_of([init[0], f"{init[1]}/checkpoint_epoch_3.pt"], JOB) == run
+    assert run_of([*init, "--set", "checkpoint.dir=elsewhere"], JOB) is None
+
+
+def test_a_yaml_file_that_is_gone_leaves_the_usual_folder(tmp_path, run, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert run_of(["--config", "gone.yaml"], JOB) == Path("checkpoints") / run.name
 
 
 def test_the_script_ends_well_whatever_it_is_given(slurm, run, tmp_path, monkeypatch, capsys):
@@ -246,16 +326,41 @@ def test_the_script_ends_well_whatever_it_is_given(slurm, run, tmp_path, monkeyp
     assert "put back" in capsys.readouterr().out
 
 
-def test_it_runs_where_torch_cannot_be_imported(slurm, run):
+def test_what_rank_0_could_not_do_the_script_does_and_says_no_more(slurm, run, monkeypatch, capsys):
+    monkeypatch.delenv("SLURM_ARRAY_JOB_ID", raising=False)
+    for name, value in JOB.items():
+        monkeypatch.setenv(name, value)
+
+    def said(policy: str = "requeue", **fields: object) -> str:
+        monkeypatch.setenv("HPCRL_REQUEUE", policy)
+        slurm.scontrol(**fields)
+        main(["75", "--resume", str(run)])
+        return capsys.readouterr().out
+
+    assert said().startswith("job 12 is put back into the queue") and requeued(slurm)
+    (slurm.folder / "calls").unlink()
+    # What rank 0 has done, or has said already.
+    assert said(state="COMPLETING", restarts=1) == said(state="PENDING", restarts=1) == ""
+    assert said(state="COMPLETING") == said("never") == ""
+    assert set(slurm.calls) == {SHOW}
+    submitted(run, job("12"), job("13", "12"))
+    assert said("successor") == ""
+
+
+def test_it_runs_where_torch_cannot_be_imported(slurm, tmp_path, run):
     code = (
         "import sys; sys.modules.update(torch=None, deepspeed=None, numpy=None)\n"
         "from hpcrl.launch.again import main; main(sys.argv[1:])"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code, "139", "--resume", str(run)],
-        env=JOB | {"PATH": str(slurm.folder)}, capture_output=True, text=True, timeout=60,
-    )  # fmt: skip
-    assert done.returncode == 0 and "put back" in done.stdout, done.stderr
+    # That the run was found shows in the third start, which is not one in vain.
+    environ = JOB | {"PATH": str(slurm.folder), "SLURM_RESTART_COUNT": "2"}
+    slurm.scontrol(restarts=2)
+    for option in (["--resume", str(run)], ["--init", str(donor(tmp_path / "old", run.parent))]):
+        done = subprocess.run(
+            [sys.executable, "-c", code, "139", *option],
+            env=environ, cwd=tmp_path / "bin", capture_output=True, text=True, timeout=60,
+        )  # fmt: skip
+        assert done.returncode == 0 and "put back" in done.stdout, done.stderr + done.stdout
 
 
 def test_the_command_that_goes_on_fits_the_way_the_run_was_begun(run):

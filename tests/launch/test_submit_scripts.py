@@ -161,11 +161,11 @@ def test_srun_gets_whole_paths_and_the_ranks_their_environment(script, tmp_path)
 
 
 @pytest.mark.parametrize("code", [0, 1, 2, 75, 70, 137])
-def test_sruns_exit_code_is_the_jobs_and_a_crash_is_handed_on(script, code):
+def test_sruns_exit_code_is_the_jobs_and_a_crash_or_stop_is_handed_on(script, code):
     done = script.run("train", {}, srun_code=str(code), python_code="9")
     assert done.returncode == code and f"exit code {code}\n" in done.stdout
     handed_on = script.called("python")
-    assert handed_on == (["-m", "hpcrl.launch.again", str(code)] if code in (70, 137) else None)
+    assert handed_on == (["-m", "hpcrl.launch.again", str(code)] if code in (70, 75, 137) else None)
 
 
 @pytest.mark.parametrize("kind", ["stage", "evaluate"])

@@ -80,15 +80,15 @@ def test_other_options_come_behind_the_default_config(repository, elsewhere):
     assert repository.called("srun")[4:] == ["--config", config, *arguments]
 
 
-@pytest.mark.parametrize("code", [0, 1, 2, 75])
+@pytest.mark.parametrize("code", [0, 1, 2])
 def test_an_end_that_is_final_keeps_its_code(repository, elsewhere, code):
     done = repository.run("train.sbatch", cwd=elsewhere, srun_code=str(code))
     assert done.returncode == code and f"exit code {code}\n" in done.stdout
     assert repository.called("python") is None, "nobody asks for the job to run again"
 
 
-@pytest.mark.parametrize("code", [3, 70, 137])
-def test_a_crash_or_hang_asks_whether_to_run_again_and_keeps_its_code(repository, elsewhere, code):
+@pytest.mark.parametrize("code", [3, 70, 75, 137])
+def test_a_crash_a_hang_or_a_stop_asks_whether_to_run_again_and_keeps_its_code(repository, elsewhere, code):
     # The answer's own exit code, here that of a module that is missing, changes nothing.
     done = repository.run("train.sbatch", cwd=elsewhere, srun_code=str(code), python_code="1")
     assert done.returncode == code and f"exit code {code}\n" in done.stdout

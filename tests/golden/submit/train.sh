@@ -34,9 +34,10 @@ srun --unbuffered --output /home/me/project/checkpoints/dist_run_20260102_030405
 code=$?
 echo "end $(date -Is) exit code $code"
 case $code in
-    # Done, failed, a mistake, or saved and requeued by rank 0.
-    0|1|2|75) ;;
-    # A rank crashed or hung: whether the job is to run again, HPCRL_REQUEUE tells.
+    # Done, failed, a mistake.
+    0|1|2) ;;
+    # A rank crashed or hung, or all is saved and rank 0 had the job requeued if it could:
+    # whether it is to run again, HPCRL_REQUEUE tells.
     *) /apps/venv/bin/python -m hpcrl.launch.again "$code" || true ;;
 esac
 exit "$code"
