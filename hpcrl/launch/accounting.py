@@ -103,11 +103,6 @@ def read_jobs(ids: Sequence[str]) -> Books:
     return Books(jobs, tuple(notes), reachable=queue is not None or starts is not None)
 
 
-def final_state(job: str) -> JobState | None:
-    """One job's state; None where Slurm does not know it, or does not answer."""
-    return read_jobs([job]).jobs.get(job)
-
-
 def _ask(notes: list[str], read: Callable[[], dict]) -> dict | None:
     try:
         return read()
