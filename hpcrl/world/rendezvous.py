@@ -104,7 +104,7 @@ def resolved(host: str, launcher: Launcher) -> str:
             return found[1]
     raise HpcrlError(
         f"the ranks cannot meet at {host!r}: {socket.gethostname()} cannot resolve that name "
-        f"({reason}); set MASTER_ADDR to an address of rank 0's node"
+        f"({reason}); {_by_hand('MASTER_ADDR', launcher)}, an address of rank 0's node"
     )
 
 
@@ -154,8 +154,15 @@ def _no_way(ranks: Ranks, where: str, serves: bool, reason: str) -> str:
         return f"rank {ranks.rank} of {ranks.size} cannot reach rank 0 at {where}: {reason}"
     return (
         f"rank 0 of {ranks.size} cannot open {where}, where the others would meet it: {reason}; if another "
-        "program holds that port, export another MASTER_PORT"
+        f"program holds that port, {_by_hand('MASTER_PORT', ranks.launcher)}"
+        + (", or start a new job: it comes to another port" if ranks.launcher == "slurm" else "")
     )
+
+
+def _by_hand(variable: str, launcher: Launcher) -> str:
+    """How to say it oneself: the shell that calls sbatch hands on what the script's --export names only."""
+    where = "above srun in the job's script" if launcher == "slurm" else "for every rank"
+    return f"export {variable}=... {where}"
 
 
 def _wait_for_all(store: Any, ranks: Ranks, device: torch.device, where: str, limit: timedelta) -> None:

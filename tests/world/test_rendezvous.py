@@ -76,9 +76,12 @@ def test_the_tasks_of_an_array_steps_and_attempts_come_to_ports_of_their_own() -
 
 def test_a_name_that_does_not_resolve_is_told_at_once() -> None:
     assert resolved("127.0.0.1", "none") == "127.0.0.1"
-    with pytest.raises(HpcrlError, match=r"'gpu08\.invalid'.*MASTER_ADDR"):
+    with pytest.raises(HpcrlError, match=r"'gpu08\.invalid'.*export MASTER_ADDR=\.\.\. for every rank"):
         resolved("gpu08.invalid", "torchrun")
-    with pytest.raises(HpcrlError, match=r"'gpu08\.invalid'.*MASTER_ADDR"):
+    # A variable of the shell that calls sbatch is not in the script's --export list.
+    with pytest.raises(
+        HpcrlError, match=r"'gpu08\.invalid'.*MASTER_ADDR=\.\.\. above srun in the job's script"
+    ):
         resolved("gpu08.invalid", "slurm")
 
 
@@ -177,4 +180,4 @@ def test_a_port_that_is_taken_is_told_with_its_cure(task) -> None:
         other.listen()
         first = task(4, **_step(other.getsockname()[1], 0, 2))
         said, _ = first.communicate(timeout=60)
-    assert first.returncode == 1 and "in use" in said and "MASTER_PORT" in said
+    assert first.returncode == 1 and "in use" in said and "MASTER_PORT=... above srun" in said
