@@ -102,18 +102,19 @@ class JobSite(Section):
     """Slurm's name of the GPUs, such as gpu or gpu:a100; none: jobs ask for no GPUs. Default: gpu; stage jobs
     ask for none unless their own section says so."""
     cpus_per_task: int | None = Field(None, ge=1, le=4096)
-    """Of each rank; also its OMP_NUM_THREADS. Default: 4, stage 2."""
+    """Of each rank; also its OMP_NUM_THREADS. Default: 2."""
     mem: Annotated[str, AfterValidator(_mem)] | None = None
-    """Of each node. Default: train 64G, evaluate 16G, stage 8G."""
+    """Of each node; "0" is all of it. Default: train all of it, evaluate and stage 8G."""
     time: Annotated[Annotated[str, AfterValidator(_time)] | None, BeforeValidator(_quoted)] = None
     """Time limit, in quotes. Default: train 24:00:00, evaluate 02:00:00, stage 08:00:00."""
 
 
 _DEFAULTS: dict[str, JobSite] = {
     "stage": JobSite(gres="none", cpus_per_task=2, mem="8G", time="08:00:00"),
-    "train": JobSite(gres="gpu", cpus_per_task=4, mem="64G", time="24:00:00"),
-    "evaluate": JobSite(gres="gpu", cpus_per_task=4, mem="16G", time="02:00:00"),
+    "train": JobSite(gres="gpu", cpus_per_task=2, mem="0", time="24:00:00"),
+    "evaluate": JobSite(gres="gpu", cpus_per_task=2, mem="8G", time="02:00:00"),
 }
+"""Those of the scripts in slurm/: eight ranks fit a node of 16 CPUs."""
 
 
 class Modules(Section):

@@ -36,10 +36,10 @@ def test_every_file_here_loads_and_comes_back_from_json(path):
 
 
 def test_a_section_wins_over_the_top_level_and_that_over_the_defaults():
-    site = site_of({"time": "04:00:00", "gres": "gpu:a100", "train": {"time": "1-00"}, "mem": "0"}, "s")
+    site = site_of({"time": "04:00:00", "gres": "gpu:a100", "train": {"time": "1-00"}, "mem": "1G"}, "s")
     train, stage, evaluate = (site.job(kind) for kind in ("train", "stage", "evaluate"))
     assert (train.time, stage.time, evaluate.time) == ("1-00", "04:00:00", "04:00:00")
-    assert (train.mem, stage.mem) == ("0", "0") and stage.cpus_per_task == 2
+    assert (train.mem, stage.mem) == ("1G", "1G") and stage.cpus_per_task == 2
     assert (train.gres, evaluate.gres, stage.gres) == ("gpu:a100", "gpu:a100", "none")
 
 

@@ -15,6 +15,7 @@ from launch.job_scripts import FOLDER, ROOT, executable, exported
 
 from hpcrl.config.load import load_config
 from hpcrl.config.load_site import site_of
+from hpcrl.config.site import KINDS, Site
 from hpcrl.launch.plan import Plan
 from hpcrl.launch.scripts import EXPORT, STAGE_EXPORT, in_job
 from hpcrl.launch.submit import job_script
@@ -74,6 +75,15 @@ def test_a_script_equals_its_golden_file(name):
 def test_the_environment_that_travels_is_that_of_the_scripts_in_slurm():
     assert list(EXPORT) == exported(ROOT / "slurm/train.sbatch")
     assert list(STAGE_EXPORT) == exported(ROOT / "slurm/stage.sbatch")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_job_asks_for_what_the_script_in_slurm_asks_for(kind):
+    text = (ROOT / f"slurm/{kind}.sbatch").read_text()
+    job = Site().job(kind)
+    wanted = {"cpus-per-task": str(job.cpus_per_task), "mem": job.mem, "time": job.time}
+    assert dict(re.findall(r"^#SBATCH --(cpus-per-task|mem|time)=(\S+)$", text, re.M)) == wanted
+    assert ("--gres=" in text) == (job.gres != "none")
 
 
 @pytest.mark.parametrize(
@@ -149,11 +159,11 @@ def test_srun_gets_whole_paths_and_the_ranks_their_environment(script, tmp_path)
     jobs = f"{script.folder / RUN}/jobs"
     called = script.called("srun")
     assert called[1:3] == ["--output", f"{jobs}/%j_%t_log.out"]
-    assert called[3:6] == ["--open-mode=append", "--kill-on-bad-exit=1", "--cpus-per-task=4"]
+    assert called[3:6] == ["--open-mode=append", "--kill-on-bad-exit=1", "--cpus-per-task=2"]
     assert called[6:] == [str(script.python), "-u", "-m", "hpcrl.launch.task", jobs]
     found = script.environ("srun")
     assert found["PATH"].startswith(f"{script.python.parent}:")
-    assert found["SLURM_TMPDIR"] == f"{tmp_path}/it's/7" and found["OMP_NUM_THREADS"] == "4"
+    assert found["SLURM_TMPDIR"] == f"{tmp_path}/it's/7" and found["OMP_NUM_THREADS"] == "2"
     assert found["HPCRL_RUN"] == f"{script.folder / RUN}" and found["HPCRL_REQUEUE"] == "successor"
     assert not {"SLURM_EXPORT_ENV", *secrets} & found.keys() and "canary" not in str(found)
     assert " job 7 attempt 3 on node1: hpcrl train\n" in done.stdout

@@ -2,13 +2,13 @@
 
 # Parameters
 #SBATCH --chdir=/home/me/project
-#SBATCH --cpus-per-task=4
+#SBATCH --cpus-per-task=2
 #SBATCH --dependency=afterok:41
 #SBATCH --export=PATH,HOME,USER,LOGNAME,SHELL,LANG,LC_ALL,MODULEPATH,MODULESHOME,HPCRL_BIN,HPCRL_ROOT,HPCRL_MODULES,HPCRL_REQUEUE,TRAINING_MODE,GPU_COUNT,ENVS_PER_GPU,NO_COLOR,NCCL_DEBUG,NCCL_SOCKET_IFNAME,NCCL_IB_HCA,GLOO_SOCKET_IFNAME
 #SBATCH --gres=gpu:1
 #SBATCH --job-name=dist_run_20260102_030405_evaluate
 #SBATCH --kill-on-invalid-dep=yes
-#SBATCH --mem=16G
+#SBATCH --mem=8G
 #SBATCH --nodes=1
 #SBATCH --ntasks-per-node=1
 #SBATCH --open-mode=append
@@ -23,12 +23,12 @@ trap : TERM
 unset SLURM_EXPORT_ENV TRAINING_MODE GPU_COUNT ENVS_PER_GPU DATABASE_URL "${!SUPABASE_@}" "${!PG@}"
 export PATH=/apps/venv/bin:"$PATH"
 export PYTHONNOUSERSITE=1
-export OMP_NUM_THREADS=4
+export OMP_NUM_THREADS=2
 export COLUMNS=120
 
 # command
 export SUBMITIT_EXECUTOR=slurm
-srun --unbuffered --output /home/me/project/checkpoints/dist_run_20260102_030405/jobs/%j_%t_log.out --open-mode=append --kill-on-bad-exit=1 --cpus-per-task=4 /apps/venv/bin/python -u -m submitit.core._submit /home/me/project/checkpoints/dist_run_20260102_030405/jobs
+srun --unbuffered --output /home/me/project/checkpoints/dist_run_20260102_030405/jobs/%j_%t_log.out --open-mode=append --kill-on-bad-exit=1 --cpus-per-task=2 /apps/venv/bin/python -u -m submitit.core._submit /home/me/project/checkpoints/dist_run_20260102_030405/jobs
 
 
 # teardown
