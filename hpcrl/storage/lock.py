@@ -48,7 +48,8 @@ def hold(
         if take_over or (requeued and mark and holder.endswith(mark)):
             return file
         file.close()
-        raise HpcrlError(f"{path.parent} is being {doing} by {holder}; stop that first") from None
+        lost = " (is it lost with its node: --take-over)" if doing == "trained" else ""
+        raise HpcrlError(f"{path.parent} is being {doing} by {holder}; stop that first{lost}") from None
     file.truncate(0)
     file.write(f"process {os.getpid()} on {socket.gethostname()}{mark}\n")
     file.flush()
