@@ -38,6 +38,10 @@ def submit(
     resume: Annotated[
         Path | None, typer.Option("--resume", metavar="RUN", help="A job that goes on with a run, exactly.")
     ] = None,
+    take_over: Annotated[
+        bool,
+        typer.Option("--take-over", help="With --resume: although a process, say on a lost node, holds it."),
+    ] = False,
     init: Annotated[
         Path | None,
         typer.Option("--init", metavar="CHECKPOINT", help="New run from a run's or checkpoint's weights."),
@@ -63,19 +67,12 @@ def submit(
     kinds = names(chain, "--chain")
     root: Any = context.find_root().command
     request = SubmitRequest(
-        config=config,
-        overrides=tuple(sets or ()),
-        site=site,
-        ranks=ranks,
-        nodes=nodes,
-        resume=resume,
-        init=init,
-        chain=kinds,
+        config=config, overrides=tuple(sets or ()), site=site, ranks=ranks, nodes=nodes,
+        resume=resume, take_over=take_over, init=init, chain=kinds,
         stage=_stage_words(stage) if "stage" in kinds else (),
         evaluate=_evaluate_words(evaluate, root.commands["evaluate"]) if "evaluate" in kinds else (),
-        local=local,
-        words=tuple(sys.argv[1:]),
-    )
+        local=local, words=tuple(sys.argv[1:]),
+    )  # fmt: skip
     plan = make_plan(request)
     if dry_run:
         _show(plan)

@@ -37,6 +37,7 @@ class SubmitRequest:
     ranks: int | None = None
     nodes: int | None = None
     resume: Path | None = None
+    take_over: bool = False
     init: Path | None = None
     chain: tuple[str, ...] = ("train",)
     stage: tuple[str, ...] = ("supabase",)
@@ -63,6 +64,8 @@ class Plan:
     """Where jobs start: the folder of submission."""
     python: Path
     resume: RunDir | None = None
+    take_over: bool = False
+    """Although another process, say on a lost node, holds the run."""
     init: Path | None = None
     words: tuple[str, ...] = ()
 
@@ -77,12 +80,13 @@ class Plan:
         if kind == "evaluate":
             return ("evaluate", str(run), *self.evaluate)
         init = ("--init", str(self.init)) if self.init else ()
-        return ("train", "--config", str(run / "jobs" / "config.yaml"), "--run", str(run), *init)
+        take_over = ("--take-over",) if self.take_over else ()
+        return ("train", "--config", str(run / "jobs" / "config.yaml"), "--run", str(run), *init, *take_over)
 
 
 def make_plan(request: SubmitRequest, folder: Path | None = None) -> Plan:
     """HpcrlError, one line, for everything that can be known to be wrong here."""
-    folder = folder or Path.cwd()
+    folder = _readable(folder or Path.cwd(), "the folder of submission", "\\")
     chain = _chain(request)
     for word in request.words:
         if looks_secret(word):
@@ -90,7 +94,9 @@ def make_plan(request: SubmitRequest, folder: Path | None = None) -> Plan:
                 "an argument looks like a secret; it would be kept in scripts and records: "
                 "leave it to the .env of mode 600 that stage jobs read (env_file of the site)"
             )
-    resume = None if request.resume is None else RunDir(request.resume.absolute())
+    resume = None
+    if request.resume is not None:
+        resume = RunDir(_readable(request.resume.absolute(), "--resume", "%\\"))
     site = _site(request, resume)
     config = _new_config(request) if resume is None else _resumed_config(request, resume)
     config, site = _fit(config, site, request)
@@ -115,6 +121,7 @@ def make_plan(request: SubmitRequest, folder: Path | None = None) -> Plan:
         folder=folder,
         python=python_of(site),
         resume=resume,
+        take_over=request.take_over,
         init=None if request.init is None else request.init.absolute(),
         words=request.words,
     )
@@ -142,6 +149,8 @@ def _chain(request: SubmitRequest) -> tuple[Kind, ...]:
         raise HpcrlError(f"--chain {','.join(ordered)}: there is no train in it; for that alone: {other}")
     if request.resume is not None and "stage" in ordered:
         raise HpcrlError("--resume goes on with the run's own data: leave stage out of --chain")
+    if request.take_over and (request.resume is None or "train" not in ordered):
+        raise HpcrlError("--take-over is for a training job that goes on with a run: give --resume RUN")
     if request.resume is not None and request.init is not None:
         raise HpcrlError("--resume goes on with a run, --init starts a new one: give one of them")
     return ordered
@@ -210,12 +219,23 @@ def _absolute(config: Config, folder: Path, resume: RunDir | None) -> Config:
     data = folder / Path(config.market.path).expanduser()
     parent = resume.path.parent if resume else folder / Path(config.checkpoint.dir).expanduser()
     for path, key in ((data, "market.path"), (parent, "checkpoint.dir")):
-        # Slurm replaces %j and the like in the name of a log, and reads a backslash as its own sign.
-        if any(sign in str(path) for sign in "%\\") or not str(path).isprintable():
-            raise HpcrlError(
-                f"{key} = {path}: Slurm cannot write logs there (%, \\ or a line break); rename it"
-            )
+        _readable(path, key, "%\\")
     return _with(_with(config, "market", path=str(data)), "checkpoint", dir=str(parent))
+
+
+def _readable(path: Path, key: str, signs: str = "") -> Path:
+    """A path that stands in a job's script. HpcrlError: it holds one of ``signs``, or a control character.
+
+    After a line break the rest of an #SBATCH line would be a command. Slurm reads a backslash as its own
+    sign, and replaces %j and the like in the name of a log.
+    """
+    if any(sign in str(path) for sign in signs) or not str(path).isprintable():
+        named = "".join(f"{sign}, " for sign in signs)
+        raise HpcrlError(
+            f"{key} = {str(path)!r}: {named}line breaks and other control characters in a path cannot stand "
+            "in a job's script; rename it"
+        )
+    return path
 
 
 def _with(config: Config, section: str, **values: object) -> Config:
@@ -223,8 +243,11 @@ def _with(config: Config, section: str, **values: object) -> Config:
 
 
 def with_measured_lead(site: Site, run: RunDir) -> Site:
-    """The warning before the time limit: twice the longest epoch and save of the run, and a margin."""
-    taken = [line.get("time/epoch", 0) + line.get("time/save", 0) for line in read_metrics(run.metrics)]
+    """The warning before the time limit: twice the longest epoch of the run, and a margin.
+
+    The ranks answer at the end of their epoch; the rest is for the save, which no metric tells.
+    """
+    taken = [line["time/epoch"] for line in read_metrics(run.metrics) if "time/epoch" in line]
     if not taken:
         return site
     lead = math.ceil(2 * max(taken)) + _MARGIN_SECONDS
@@ -232,7 +255,7 @@ def with_measured_lead(site: Site, run: RunDir) -> Site:
     assert limit is not None
     if lead >= seconds_of(limit):
         raise HpcrlError(
-            f"time = {limit}: an epoch and a save of {run.path.name} took {max(taken):.0f} s; the time limit "
+            f"time = {limit}: an epoch of {run.path.name} took {max(taken):.0f} s; the time limit "
             f"must be longer than twice that and {_MARGIN_SECONDS} s"
         )
     return site.model_copy(update={"signal_seconds": min(lead, _MOST_SIGNAL_SECONDS)})
@@ -254,13 +277,13 @@ def expanded(path: str) -> str:
     found = os.path.expanduser(os.path.expandvars(path))
     if "$" in found:
         raise HpcrlError(f"{path}: a variable in it is not set here")
-    return found
+    return str(_readable(Path(found), path))
 
 
 def python_of(site: Site) -> Path:
     """The interpreter that jobs run; HpcrlError where the site's venv has none."""
     if site.venv is None:
-        return Path(sys.executable)
+        return _readable(Path(sys.executable), "python")
     python = Path(expanded(site.venv)) / "bin" / "python"
     if not os.access(python, os.X_OK):
         raise HpcrlError(f"venv = {site.venv}: there is no {python}; name an environment that holds hpcrl")

@@ -142,16 +142,17 @@ def submit(plan: Plan) -> Path:
         _refuse_if_active(plan.resume.path)
     with prepared(plan) as run:
         record = new_record(plan, run)
+        known = len(record["jobs"])  # of earlier submissions
         try:
             for kind in plan.chain:
                 after = record["jobs"][-1]["id"] if record["jobs"] and kind != plan.chain[0] else None
                 _submit_one(plan, kind, run, record, after and f"afterok:{after}", after=after)
+            write_record(run, record)
         except BaseException:
-            for job in record["jobs"][_known(run) :]:
+            for job in record["jobs"][known:]:
                 with contextlib.suppress(HpcrlError):
                     run_slurm(["scancel", job["id"]])
             raise
-        write_record(run, record)
     return run
 
 
@@ -169,7 +170,7 @@ def submit_again(run: Path, environ: Mapping[str, str] = os.environ) -> str:
     config = load_config(base=read_mapping(run / "jobs" / "config.yaml"), environment={})
     plan = Plan(
         config=config, site=site, chain=("train",), stage=(), evaluate=(), folder=Path(record["folder"]),
-        python=python_of(site), resume=RunDir(run),
+        python=python_of(site), resume=RunDir(run), take_over=record.get("take_over", False),
     )  # fmt: skip
     exports = {"HPCRL_SUCCESSOR_OF": old} if old else {}
     new = _submit_one(plan, "train", run, record, "singleton", successor_of=old, **exports)
@@ -301,16 +302,12 @@ def new_record(plan: Plan, run: Path) -> dict[str, Any]:
             "dirty": commit.endswith("+changes"),
         },
         "requeue": plan.site.requeue,
+        "take_over": plan.take_over,  # a lock that this job passed is in the way of its successor, too
         "jobs": [],
     }
     if (run / "submission.json").is_file():
         record["jobs"] = read_submission(run)["jobs"]
     return record
-
-
-def _known(run: Path) -> int:
-    """Jobs of earlier submissions."""
-    return len(read_submission(run)["jobs"]) if (run / "submission.json").is_file() else 0
 
 
 def _refuse_if_active(run: Path) -> None:

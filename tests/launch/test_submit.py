@@ -19,6 +19,7 @@ import yaml
 from launch.job_scripts import ROOT, executable
 
 from hpcrl.launch.plan import SubmitRequest, make_plan
+from hpcrl.launch.submit import submit_again
 from hpcrl.storage.run_dir import RunDir
 from hpcrl.types import HpcrlError
 
@@ -60,14 +61,16 @@ def submit(hpcrl, project):
 def sbatch(tmp_path_factory, monkeypatch):
     """``sbatch(out, err, code)``: from now on sbatch says this; returns the file that keeps its environment.
 
-    JOB in ``out`` is 7, 8, ...
+    JOB in ``out`` is 7, 8, ... Up to job ``accepts`` all are accepted before that.
     """
     folder = tmp_path_factory.mktemp("commands")
 
-    def answer(out: str = "Submitted batch job JOB", err: str = "", code: int = 0) -> Path:
+    def answer(out: str = "Submitted batch job JOB", err: str = "", code: int = 0, accepts: int = 0) -> Path:
         script = (
             f"#!/bin/bash\nenv -0 >{folder}/environ\necho >>{folder}/count\n"
-            f"sed \"s/JOB/$((6 + $(wc -l <{folder}/count)))/\" <<'EOF'\n{out}\nEOF\n"
+            f"job=$((6 + $(wc -l <{folder}/count)))\n"
+            f'[ $job -gt {accepts} ] || {{ echo "Submitted batch job $job"; exit 0; }}\n'
+            f"sed \"s/JOB/$job/\" <<'EOF'\n{out}\nEOF\n"
             f"cat >&2 <<'EOF'\n{err}\nEOF\nexit {code}\n"
         )
         executable(folder / "sbatch", script)
@@ -130,6 +133,15 @@ def test_a_submission_keeps_what_is_needed_to_go_on(submit, project, sbatch):
     assert delayed.args == ("train", "--config", f"{run}/jobs/config.yaml", "--run", str(run))
 
 
+def test_a_chain_is_recorded_by_kinds_and_what_each_waits_for(submit, project, sbatch):
+    sbatch()
+    code, _, err = submit("--chain", "stage,train,evaluate", "--no-wait")
+    assert code == 0, err
+    (path,) = project.glob("checkpoints/*/submission.json")
+    jobs = [(job["id"], job["kind"], job["after"]) for job in json.loads(path.read_text())["jobs"]]
+    assert jobs == [("7", "stage", None), ("8", "train", "7"), ("9", "evaluate", "8")]
+
+
 def test_no_secret_is_in_anything_that_is_kept_or_handed_to_slurm(submit, project, sbatch, monkeypatch):
     environ = sbatch()
     for name, value in (SECRETS | {"SBATCH_EXPORT": "ALL", "SLURM_JOB_ID": "1", "SLURM_CONF": "/c"}).items():
@@ -187,30 +199,52 @@ def test_a_refusal_leaves_a_resumed_run_as_it_was(submit, project, sbatch, hpcrl
     assert not (environ.parent / "scancel.called").exists(), "the first job is none of this one's"
 
 
+def test_a_chain_that_is_refused_midway_is_cancelled_and_nothing_else(submit, project, sbatch, hpcrl):
+    commands = sbatch("", "sbatch: error: no", 1, accepts=8).parent
+    code, _, err = submit("--chain", "stage,train,evaluate")
+    assert code == 2 and "sbatch refused the evaluate job: no" in err
+    assert (commands / "scancel.called").read_text() == "7\n8\n"
+    assert left(project) == ["market.h5", "tiny.yaml"]
+    sbatch("", "sbatch: error: no", 1, accepts=11)
+    assert submit()[0] == 0  # job 10
+    (run,) = project.glob("checkpoints/dist_run_*")
+    (commands / "scancel.called").unlink()
+    code, _, err = hpcrl("submit", "--resume", run, "--chain", "train,evaluate")
+    assert code == 2 and "sbatch refused the evaluate job: no" in err
+    assert (commands / "scancel.called").read_text() == "11\n", "job 10 is of an earlier submission"
+
+
 def test_a_folder_that_cannot_be_made_is_named(submit, project, sbatch):
     sbatch()
     code, _, err = submit("--set", "checkpoint.dir=market.h5/runs")
     assert code == 1 and "cannot write" in err and "market.h5/runs" in err and err.count("\n") == 1
 
 
-@pytest.mark.parametrize("bytes_left", [0, 2500])
-def test_a_full_disk_is_one_line_and_leaves_nothing(project, sbatch, bytes_left):
-    """By a limit on the size of files: 0 stops at the config, 2500 at the script."""
-    sbatch()
+@pytest.mark.parametrize(
+    ("bytes_left", "cancelled"),
+    [(0, None), (2500, None), (30_000, "7\n8\n")],
+    ids=["config", "script", "record"],
+)
+def test_a_full_disk_is_one_line_and_leaves_neither_file_nor_job(project, sbatch, bytes_left, cancelled):
+    """By a limit on the size of files: 0 stops at the config, 2500 at the script, 30,000 at the record."""
+    commands = sbatch().parent
+    words = ["--set", "market.path=market.h5"] * (1000 if cancelled else 1)  # the record keeps them
     (project / "long.yaml").write_text(f"sbatch: {{comment: {'x' * 2500}}}")
 
     def limit() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (bytes_left, bytes_left))
 
     done = subprocess.run(
-        [sys.executable, "-m", "hpcrl", "submit", "--config", "tiny.yaml", "--set", "market.path=market.h5",
-         "--site", "long.yaml"],
+        [sys.executable, "-m", "hpcrl", "submit", "--config", "tiny.yaml", *words, "--site", "long.yaml",
+         "--chain", "stage,train", "--no-wait"],
         cwd=project, preexec_fn=limit, capture_output=True, text=True, timeout=60,
     )  # fmt: skip
     assert done.returncode == 1 and "cannot write" in done.stderr and done.stderr.count("\n") == 1, (
         done.stderr
     )
     assert left(project) == ["long.yaml", "market.h5", "tiny.yaml"] and not done.stdout
+    called = commands / "scancel.called"
+    assert (called.read_text() if called.exists() else None) == cancelled
 
 
 def test_without_slurm_it_says_what_works_here(submit, project, monkeypatch):
@@ -237,6 +271,11 @@ def test_without_slurm_it_says_what_works_here(submit, project, monkeypatch):
         (["--site", "env.yaml", "--chain", "stage,train"], "env_file = /nowhere/.env: no such file"),
         (["--init", "none"], "--init none: no such run folder"),
         (["--resume", "none"], "none: no such run folder"),
+        (["--resume", "a\ntouch PWNED"], "a\\ntouch PWNED': %, \\, line breaks and other control"),
+        (["--set", "checkpoint.dir=a\tb"], "a\\tb': %, \\, line breaks and other control characters"),
+        (["--site", "venv_of.yaml"], "/nowhere\\n': line breaks and other control characters"),
+        (["--take-over"], "give --resume RUN"),
+        (["--take-over", "--resume", "none", "--chain", "evaluate"], "--take-over is for a training job"),
         (["--chain", "train,stage"], "expected some of stage,train,evaluate, in this order"),
         (["--chain", "train,trian"], "expected some of stage,train,evaluate"),
         (["--chain", "stage"], "sbatch slurm/stage.sbatch"),
@@ -255,15 +294,43 @@ def test_without_slurm_it_says_what_works_here(submit, project, monkeypatch):
         (["--chain", "train,evaluate", "--evaluate", "--epoch x"], "--evaluate: Invalid value"),
     ],
 )  # fmt: skip
-def test_a_mistake_is_one_line_and_makes_nothing(submit, project, options, part):
+def test_a_mistake_is_one_line_and_makes_nothing(submit, project, monkeypatch, options, part):
     (project / "bad.yaml").write_text("partion: gpu")
     (project / "venv.yaml").write_text("venv: /nowhere")
     (project / "env.yaml").write_text("env_file: /nowhere/.env")
     (project / "cpu.yaml").write_text("gres: none")
+    (project / "venv_of.yaml").write_text("venv: $ODD")
+    monkeypatch.setenv("ODD", "/nowhere\n")
     before = left(project)
     code, out, err = submit(*options)
     assert code == 2 and part in err and err.count("\n") == 1 and CANARY not in err and not out, err
     assert left(project) == before
+
+
+@pytest.mark.parametrize("name", ["hostile\ntouch PWNED #", "bell\a", "back\\slash"])
+def test_a_folder_that_would_not_stay_one_word_of_the_script_is_refused(hpcrl, project, monkeypatch, name):
+    (project / name).mkdir()
+    monkeypatch.chdir(project / name)
+    elsewhere = ("--set", f"market.path={project}/market.h5", "--set", f"checkpoint.dir={project}/runs")
+    code, out, err = hpcrl("submit", "--config", "../tiny.yaml", *elsewhere, "--dry-run")
+    assert code == 2 and not out and err.count("\n") == 1, err
+    assert f"the folder of submission = {str(project / name)!r}" in err
+
+
+def test_taking_over_is_handed_on_to_the_job_and_its_successors(submit, project, sbatch, hpcrl, monkeypatch):
+    sbatch()
+    assert submit()[0] == 0
+    (run,) = project.glob("checkpoints/dist_run_*")
+    code, _, err = hpcrl("submit", "--resume", run, "--take-over")
+    assert code == 0, err
+    monkeypatch.setenv("SLURM_JOB_ID", "8")
+    assert submit_again(run) == "9"
+    for job, end in (
+        (7, ("--run", str(run))),
+        (8, (str(run), "--take-over")),
+        (9, (str(run), "--take-over")),
+    ):
+        assert pickle.loads((run / f"jobs/{job}_submitted.pkl").read_bytes()).args[-2:] == end
 
 
 @pytest.mark.parametrize(
@@ -304,16 +371,23 @@ def resumable(project: Path, epochs: list[dict]) -> Path:
     return run
 
 
-def test_the_warning_of_a_resumed_run_comes_from_its_longest_epoch_and_save(project, monkeypatch):
+def test_the_warning_of_a_resumed_run_comes_from_its_longest_epoch(project, monkeypatch):
+    """The metrics of a real run: test_submit_local.py."""
     monkeypatch.chdir(project)
-    lines = [{"epoch": 1, "time/epoch": 200.2, "time/save": 30}, {"epoch": 2, "time/epoch": 100.0}]
-    run = resumable(project, lines)
+    run = resumable(project, [{"epoch": 1, "time/epoch": 200.2}, {"epoch": 2, "time/epoch": 100.0}])
     plan = make_plan(SubmitRequest(resume=run))
-    assert plan.site.signal_seconds == 2 * 231 + 60 - 1  # rounded up once
+    assert plan.site.signal_seconds == 401 + 60
     (project / "short.yaml").write_text('time: "5"')
-    with pytest.raises(HpcrlError, match=r"time = 5: an epoch and a save of dist_run_\d+_\d+ took 230 s"):
+    with pytest.raises(HpcrlError, match=r"time = 5: an epoch of dist_run_\d+_\d+ took 200 s"):
         make_plan(SubmitRequest(site=Path("short.yaml"), resume=run))
     assert make_plan(SubmitRequest(resume=resumable(project, []))).site.signal_seconds == 120
+
+
+def test_the_warning_is_never_longer_than_slurm_allows(project, monkeypatch):
+    monkeypatch.chdir(project)
+    (project / "long.yaml").write_text('time: "7-00"')
+    run = resumable(project, [{"epoch": 1, "time/epoch": 40_000.0}])
+    assert make_plan(SubmitRequest(site=Path("long.yaml"), resume=run)).site.signal_seconds == 65_535
 
 
 def test_a_resumed_run_keeps_its_site_unless_another_is_named(project, monkeypatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -14,6 +15,7 @@ import pytest
 from launch.test_submit import CANARY, SECRETS, TINY
 
 from hpcrl.launch.local_job import last_words
+from hpcrl.launch.plan import SubmitRequest, make_plan
 from hpcrl.market.stage import stage_synthetic
 from hpcrl.monitor.metrics import read_metrics
 
@@ -54,6 +56,9 @@ def test_a_job_runs_here_and_says_where_its_log_is(project, ranks):
     assert out == f"{folder}\n"
     assert [line["epoch"] for line in read_metrics(folder / "metrics.jsonl")] == [1, 2, 3]
     assert json.loads((folder / "config.json").read_text())["world_size"] == ranks
+    longest = max(line["time/epoch"] for line in read_metrics(folder / "metrics.jsonl"))
+    warned = make_plan(SubmitRequest(resume=folder), project).site.signal_seconds
+    assert warned == math.ceil(2 * longest) + 60, "the next job's warning comes from these epochs"
     logs = sorted(folder.glob("jobs/*_log.out"))
     assert len(logs) == ranks and f"log {logs[0]}\n" in err
     assert "Finished 3 epochs" in logs[0].read_text() and "Traceback" not in logs[-1].read_text()
