@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import platform
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 
 import hpcrl
 from hpcrl.config.load import validate
-from hpcrl.config.root import Config, changed_keys, tree_digest
+from hpcrl.config.root import Config, changed_keys, is_live, tree_digest
 from hpcrl.storage.atomic import read_json
+from hpcrl.storage.attempts import read_attempts
 from hpcrl.storage.revision import git_commit
 from hpcrl.storage.run_dir import RunDir
 from hpcrl.types import HpcrlError
@@ -52,6 +54,17 @@ def read_record(run: RunDir) -> dict:
 
 def recorded_config(record: dict) -> Config:
     return validate(record["config"], "config of the run")
+
+
+def resumed_tree(run: RunDir, record: dict) -> dict:
+    """What a resume begins with: config.json's config, with the live keys that the last attempt changed."""
+    tree = copy.deepcopy(record["config"])
+    for attempt in read_attempts(run.path)[-1:]:
+        for dotted, value in attempt.live.items():
+            section, _, key = dotted.partition(".")
+            if is_live(dotted) and key in tree.get(section, {}):
+                tree[section][key] = value
+    return tree
 
 
 def check_resumable(run: RunDir, record: dict, config: Config, data_sha256: str) -> None:

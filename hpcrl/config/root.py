@@ -87,7 +87,7 @@ class Config(Section):
         return tree_digest(self.model_dump(mode="json"))
 
 
-def _is_live(key: str) -> bool:
+def is_live(key: str) -> bool:
     return any(key == live or key.startswith(live + ".") for live in LIVE_KEYS)
 
 
@@ -99,16 +99,21 @@ def _nearest_batches(config: Config) -> str:
 
 def tree_digest(tree: dict) -> str:
     """``Config.digest`` of a resolved tree as it was recorded, whatever keys this version knows."""
-    flat = {key: value for key, value in flatten(tree).items() if not _is_live(key)}
+    flat = {key: value for key, value in flatten(tree).items() if not is_live(key)}
     return hashlib.sha256(json.dumps(flat, sort_keys=True).encode()).hexdigest()
 
 
 def live_changes(old: Config, new: Config) -> list[str]:
     """``key=value`` for every live key that differs, but those that a launcher decides."""
+    return [f"{key}={value}" for key, value in changed_live(old, new).items()]
+
+
+def changed_live(old: Config, new: Config) -> dict[str, object]:
+    """{"train.epochs": 200}: every live key that differs, but those that a launcher decides."""
     a, b = flatten(old.model_dump(mode="json")), flatten(new.model_dump(mode="json"))
     launcher = ("train.world_size", "train.training_mode")
-    changed = [key for key in sorted(b) if a.get(key) != b[key] and _is_live(key) and key not in launcher]
-    return [f"{key}={b[key]}" for key in changed]
+    changed = [key for key in sorted(b) if a.get(key) != b[key] and is_live(key) and key not in launcher]
+    return {key: b[key] for key in changed}
 
 
 def flatten(tree: dict, prefix: str = "") -> dict[str, object]:
@@ -125,4 +130,4 @@ def flatten(tree: dict, prefix: str = "") -> dict[str, object]:
 def changed_keys(old: Config, new: Config) -> list[str]:
     """Dotted keys, not live, whose values differ: what a resume must refuse."""
     a, b = flatten(old.model_dump(mode="json")), flatten(new.model_dump(mode="json"))
-    return [key for key in sorted(a.keys() | b.keys()) if a.get(key) != b.get(key) and not _is_live(key)]
+    return [key for key in sorted(a.keys() | b.keys()) if a.get(key) != b.get(key) and not is_live(key)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 import shutil
@@ -64,6 +65,9 @@ def resolve(request: Request, ranks: Ranks) -> tuple[Config, RunDir | None]:
     if request.init is not None and not request.init.exists():
         raise HpcrlError(f"--init {request.init}: no such run folder or checkpoint")
     base = None if request.init is None or request.config is not None else _config_of(request.init)
+    if request.run is None and (begun := _begun_by_this_job(request)) is not None:
+        # The YAML file may be the next experiment's by now: the job goes on with what it began.
+        return _resolve_resumed(replace(request, resume=begun, config=None, init=None), ranks)
     config = load_config(request.config, request.overrides, ranks=request.ranks, base=base)
     if config.train.training_mode == "single" and max(ranks.size, request.ranks or 1) > 1:
         raise HpcrlError(
@@ -72,13 +76,23 @@ def resolve(request: Request, ranks: Ranks) -> tuple[Config, RunDir | None]:
         )
     if ranks.launcher == "none" and request.ranks is None:
         config = one_process(config, None, request.overrides)
-    if request.run is None and restart_count(os.environ) and (job := job_id(os.environ)) is not None:
-        begun = run_of_job(Path(config.checkpoint.dir), job)
-        if begun is not None:
-            return _resolve_resumed(replace(request, resume=begun), ranks)
     if not (ranks.launcher == "none" and request.ranks):
         check_size(ranks, config.train.world_size)
     return config, None
+
+
+def _begun_by_this_job(request: Request) -> Path | None:
+    """The run of a job that Slurm has started again; also where its YAML file is gone."""
+    job = job_id(os.environ)
+    if job is None or not restart_count(os.environ):
+        return None
+    base = None if request.init is None or request.config is not None else _config_of(request.init)
+    for path in (request.config, None):
+        with contextlib.suppress(HpcrlError):
+            folder = load_config(path, request.overrides, base=base).checkpoint.dir
+            if (found := run_of_job(Path(folder), job)) is not None:
+                return found
+    return None
 
 
 def _begun_or_reserved(request: Request) -> Request:
@@ -91,18 +105,25 @@ def _begun_or_reserved(request: Request) -> Request:
     if not request.run.is_dir():
         raise HpcrlError(f"--run {request.run}: no such folder; hpcrl submit makes one for each run")
     if not RunDir(request.run).config.is_file():
+        known = ("jobs", "submission.json", "attempts", "run.lock")
+        strangers = [name for name in os.listdir(request.run) if name not in known and name[0] != "."]
+        if strangers:
+            raise HpcrlError(
+                f"--run {request.run}: neither a run nor a folder that hpcrl submit prepared for one: it "
+                f"holds {min(strangers)}"
+            )
         return request
     return replace(request, resume=request.run, init=None)
 
 
 def _resolve_resumed(request: Request, ranks: Ranks) -> tuple[Config, RunDir]:
-    from hpcrl.checkpoint.provenance import read_record
+    from hpcrl.checkpoint.provenance import read_record, resumed_tree
 
     assert request.resume is not None
     run = RunDir.open(request.resume)
     size = request.ranks or ranks.size
     record = read_record(run)
-    config = load_config(request.config, request.overrides, base=record["config"])
+    config = load_config(request.config, request.overrides, base=resumed_tree(run, record))
     recorded = record["data"].get("path", "")
     if not Path(config.market.path).exists() and Path(recorded).is_file():
         # A relative path is one of the folder that the run was started in.
@@ -181,23 +202,40 @@ def _train(world: World, config: Config, run: RunDir | None, request: Request, s
     console = TrainingConsole(world.rank, config.train.epochs, config.monitor.progress)
     console.rank_line("Setting up...")
     patience = config.monitor.hang_minutes * 60
-    watchdog = Watchdog(patience, rank=world.rank).start()
-    watchdog.beat("set-up", 0)
-    all_or_none(world, lambda: _same_on_all(world, run))
-    market = all_or_none(world, lambda: load_market(config.market))
-    all_or_none(world, lambda: market.require("train", config.episode_steps, config.env.fill_lag))
-    trainer = None
-    if run is None:
-        trainer, run = begin(
-            world, config, market, request.init, RunDir(request.run.absolute()) if request.run else None
-        )
-    else:
-        known = run
-        all_or_none(world, lambda: check_resumable(known, read_record(known), config, market.sha256))
-    # From here on an older attempt knows that it is one: nothing of the user's can be wrong any more.
-    session = Session.open(world, run, request.take_over)
-    watchdog.stop()
-    watchdog = Watchdog(patience, session.heartbeat, world.rank).start()
+    with Watchdog(patience, rank=world.rank) as watchdog:
+        watchdog.beat("set-up", 0)
+        if stop.agreed(world):  # while torch was loaded; a grace time may not suffice for the set-up
+            console.say("Stopped before training began: nothing is lost.")
+            if not _job_goes_on(world, run, _why_stopped(world, stop), console) and run is not None:
+                console.say(f"To go on: {resume_command(run, config, world)}")
+            return STOPPED_EARLY
+        all_or_none(world, lambda: _same_on_all(world, run))
+        market = all_or_none(world, lambda: load_market(config.market))
+        all_or_none(world, lambda: market.require("train", config.episode_steps, config.env.fill_lag))
+        trainer = None
+        if run is None:
+            into = RunDir(request.run.absolute()) if request.run else None
+            trainer, run = begin(world, config, market, request.init, into)
+        else:
+            known = run
+            all_or_none(world, lambda: check_resumable(known, read_record(known), config, market.sha256))
+        # From here on an older attempt knows that it is one: nothing of the user's can be wrong any more.
+        session = Session.open(world, run, config, request.take_over)
+    with Watchdog(patience, session.heartbeat, world.rank) as watchdog:
+        return _attempt(session, trainer, config, market, stop, console, watchdog)
+
+
+def _attempt(
+    session: Session,
+    trainer: Trainer | None,
+    config: Config,
+    market: Market,
+    stop: StopFlag,
+    console: TrainingConsole,
+    watchdog: Watchdog,
+) -> int:
+    """Train, tell how it ended, and see to it that the job goes on."""
+    world, run = session.world, session.run
     watchdog.beat("restore", 0)
     code, epoch, reason = 1, None, "failed"
     try:
@@ -210,14 +248,22 @@ def _train(world: World, config: Config, run: RunDir | None, request: Request, s
             reason = LOST_A_PEER
         raise
     finally:
-        watchdog.stop()
         session.end(code, epoch, reason)
     if code == STOPPED_EARLY:
+        watchdog.beat("requeue", epoch or 0)
         console.say(f"Stopped after epoch {epoch}, all saved.")
-        by_slurm = world.is_main and reason in ("SIGTERM", "SIGUSR2")
-        line = go_on(code, run.path) if by_slurm else ""  # the requeue may end this process
-        console.say(line or f"To go on: {resume_command(run, config, world)}")
+        if not _job_goes_on(world, run, reason, console):
+            console.say(f"To go on: {resume_command(run, config, world)}")
     return code
+
+
+def _job_goes_on(world: World, run: RunDir | None, reason: str, console: TrainingConsole) -> bool:
+    """Whether Slurm asked for the stop and was answered; on rank 0. The requeue may end this process."""
+    by_slurm = world.is_main and reason in ("SIGTERM", "SIGUSR2")
+    line = go_on(STOPPED_EARLY, run.path if run is not None else None) if by_slurm else ""
+    if line:
+        console.say(line)
+    return bool(line)
 
 
 def _train_in(

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TextIO
 
 from hpcrl.checkpoint.manager import CheckpointManager
-from hpcrl.config.root import Config
+from hpcrl.checkpoint.provenance import read_record, recorded_config
+from hpcrl.config.root import Config, changed_live
 from hpcrl.monitor.metrics import MetricsFile
 from hpcrl.storage.attempts import Attempt, attempt_folder, refuse_if_taken_over, who_begins
 from hpcrl.storage.lock import hold
@@ -31,7 +32,7 @@ class Session:
         """The folder whose history it takes over."""
 
     @classmethod
-    def open(cls, world: World, run: RunDir, take_over: bool) -> Session:
+    def open(cls, world: World, run: RunDir, config: Config, take_over: bool) -> Session:
         """Collective. HpcrlError naming who holds the run."""
 
         def claim() -> tuple[Attempt | None, TextIO | None]:
@@ -41,7 +42,8 @@ class Session:
             who = who_begins(os.environ, job)
             refuse_if_taken_over(run.path, who, os.environ.get("HPCRL_SUCCESSOR_OF"))
             lock = hold(run.lock, job=job, requeued=who["restart_count"] > 0, take_over=take_over)
-            return Attempt.claim(run, world.size, who), lock
+            known = changed_live(recorded_config(read_record(run)), config)
+            return Attempt.claim(run, world.size, who | {"live": known} | _geometry()), lock
 
         return cls(world, run, *all_or_none(world, claim))
 
@@ -80,3 +82,10 @@ class Session:
             self.attempt.end(code, epoch, reason)
         if self._lock is not None:
             self._lock.close()
+
+
+def _geometry() -> dict[str, int | None]:
+    """What Slurm gave this step, so that the command that goes on can ask for the same."""
+    words = {"nodes": "SLURM_STEP_NUM_NODES", "gpus_per_node": "SLURM_GPUS_ON_NODE"}
+    found = {name: os.environ.get(key, "") for name, key in words.items()}
+    return {name: int(text) if text.isdigit() else None for name, text in found.items()}

@@ -14,6 +14,7 @@ from hpcrl.market.dataset import Market
 from hpcrl.market.scaler import Scaler, fit_scaler
 from hpcrl.monitor.console import TrainingConsole
 from hpcrl.storage.atomic import to_json
+from hpcrl.storage.attempts import saved_anywhere
 from hpcrl.storage.run_dir import RunDir
 from hpcrl.train import Trainer, build
 from hpcrl.types import HpcrlError, RunFailed
@@ -86,7 +87,7 @@ def resume(
     record = all_or_none(world, lambda: read_record(run))
     manifest = manager.newest()
     if manifest is None:
-        _refuse_if_lost(world, source)
+        _refuse_if_lost(world, run)
         console.say("No checkpoint yet: the run starts from its beginning")
         trainer = build(config, world, market, fit_scaler(market, *market.split_range("train")))
     else:
@@ -103,7 +104,7 @@ def resume(
 
 def _refuse_if_lost(world: World, run: RunDir) -> None:
     """A run whose checkpoints are all broken must not start anew: that would abandon what is left of them."""
-    epochs = all_or_none(world, run.manifest_epochs)
+    epochs = all_or_none(world, lambda: saved_anywhere(run))
     if epochs:
         raise RunFailed(
             f"{run.path}: none of its {len(epochs)} checkpoints is whole (each is named above); nothing was "

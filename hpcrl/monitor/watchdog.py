@@ -47,6 +47,12 @@ class Watchdog:
         self._begun = threading.Event()
         self._threads: list[threading.Thread] = []
 
+    def __enter__(self) -> Watchdog:
+        return self.start()
+
+    def __exit__(self, *_error: object) -> None:
+        self.stop()
+
     def start(self) -> Watchdog:
         for work, wanted in ((self._watch, self._seconds > 0), (self._write, self._heartbeat is not None)):
             if wanted:
@@ -91,15 +97,16 @@ class Watchdog:
             os._exit(HUNG)  # an orderly end would wait for the thread that hangs
 
     def _tell(self) -> None:
+        line = (
+            f"error: rank {self._rank} on {socket.gethostname()} hangs: nothing happened for "
+            f"{self._seconds / 60:g} min (monitor.hang_minutes) in {self._phase!r} of epoch "
+            f"{self._epoch}; where its threads are is written above. It ends with exit code {HUNG}, and "
+            "the run can go on from its newest checkpoint\n"
+        )
         with contextlib.suppress(OSError):
-            faulthandler.dump_traceback(2, all_threads=True)
-            text = (
-                f"error: rank {self._rank} on {socket.gethostname()} hangs: nothing happened for "
-                f"{self._seconds / 60:g} min (monitor.hang_minutes) in {self._phase!r} of epoch "
-                f"{self._epoch}; where its threads are is written above. It ends with exit code {HUNG}, and "
-                "the run can go on from its newest checkpoint\n"
-            )
-            os.write(2, text.encode())
+            text = _stacks() + line.encode()
+            while text:
+                text = text[os.write(2, text) :]
         with contextlib.suppress(OSError, ValueError):
             sys.stdout.flush()
 
@@ -128,3 +135,14 @@ class Watchdog:
             "host": socket.gethostname(),
             "pid": os.getpid(),
         }
+
+
+def _stacks() -> bytes:
+    """Where all threads are. By way of memory: faulthandler writes with Python's lock held, and into a log on
+    the file system that hangs it would write for ever, this thread's end and the watchdog's with it."""
+    file = os.memfd_create("stacks")
+    try:
+        faulthandler.dump_traceback(file, all_threads=True)
+        return os.pread(file, os.fstat(file).st_size, 0)
+    finally:
+        os.close(file)

@@ -22,18 +22,20 @@ import secrets
 import shutil
 import socket
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from hpcrl.storage.atomic import fsync_folder, read_json, temporary_path, write_error, write_json
+from hpcrl.storage.atomic import fsync_folder, read_json, stage, temporary_path, write_error, write_json
 from hpcrl.storage.run_dir import RunDir
 from hpcrl.types import HpcrlError, RunFailed
 
 FORMAT = 1
 FRUITLESS = 3
 """Automatic attempts in a row that may end without a new checkpoint."""
+_TRIES = 5
 
 
 @dataclass(frozen=True)
@@ -58,8 +60,13 @@ class AttemptRecord:
     """It has taken over: its folder is the run's history."""
     base_epoch: int | None
     """Finished epochs of the checkpoint that it began from."""
-    end: dict[str, Any] | None
+    end: dict[str, Any] | None = None
     """code, epoch, reason, ended; None while it runs, and for ever if it was killed."""
+    live: dict[str, Any] = field(default_factory=dict)
+    """Config keys that it changed, as a resumed run may: {"train.epochs": 200}. The next one keeps them."""
+    nodes: int | None = None
+    gpus_per_node: int | None = None
+    """As Slurm gave them."""
 
 
 def who_begins(environ: Mapping[str, str], job: str | None) -> dict[str, Any]:
@@ -70,24 +77,35 @@ def who_begins(environ: Mapping[str, str], job: str | None) -> dict[str, Any]:
     return {"job": job, "restart_count": restarts, "trigger": trigger}
 
 
-def read_attempts(run: Path) -> list[AttemptRecord]:
-    """Every attempt that says who it is, by number; one that was killed while it began is left out."""
+def read_attempts(run: Path, strict: bool = False) -> list[AttemptRecord]:
+    """Every attempt that says who it is, by number; one that was killed before it could is left out.
+
+    ``strict``: RunFailed where one said it, but cannot be read now. Passing over it could lose its history.
+    """
     found = []
     for number in _numbers(run):
         folder = _folder(run, number)
-        with contextlib.suppress(HpcrlError, KeyError, TypeError, ValueError):
-            value = read_json(folder / "attempt.json")
-            end = None
-            with contextlib.suppress(HpcrlError):
-                end = read_json(folder / "end.json")
-            fields = {key: value[key] for key in _FIELDS}
-            found.append(AttemptRecord(number=number, path=folder, end=end, **fields))
+        file = folder / "attempt.json"
+        try:
+            value = read_json(file)
+            if value["format"] != FORMAT:
+                raise HpcrlError(f"{file}: format {value['format']!r}, this version reads {FORMAT}")
+            record = AttemptRecord(path=folder, **{key: value[key] for key in _FIELDS & value.keys()})
+        except (HpcrlError, KeyError, TypeError) as error:
+            if strict and os.path.lexists(file):
+                reason = error if isinstance(error, HpcrlError) else f"{file}: is no record of an attempt"
+                raise RunFailed(
+                    f"{reason}; nothing was changed. What attempt {number} has saved is beside it: mend that "
+                    "file first"
+                ) from None
+            continue
+        with contextlib.suppress(HpcrlError):
+            record = replace(record, end=read_json(folder / "end.json"))
+        found.append(record)
     return found
 
 
-_FIELDS = tuple(
-    name for name in AttemptRecord.__dataclass_fields__ if name not in ("number", "path", "end")
-)  # fmt: skip
+_FIELDS = AttemptRecord.__dataclass_fields__.keys() - {"path", "end"}
 
 
 def attempt_folder(run: RunDir, number: int) -> RunDir:
@@ -109,17 +127,22 @@ def _numbers(run: Path) -> list[int]:
     return sorted(int(name) for name in names if name.isdigit())
 
 
+def saved_anywhere(run: RunDir) -> set[int]:
+    """Epochs of which the run folder or any attempt has a manifest, whatever it is worth."""
+    folders = [run, *(attempt_folder(run, number) for number in _numbers(run.path))]
+    return {epoch for folder in folders for epoch in folder.manifest_epochs()}
+
+
 def refuse_if_taken_over(run: Path, who: Mapping[str, Any], predecessor: str | None) -> None:
-    """RunFailed where Slurm starts a job again whose run another job has gone on with in the meantime."""
+    """RunFailed where Slurm starts a job again whose run another has gone on with in the meantime."""
     attempts = read_attempts(run)
-    if who["trigger"] == "user" or not attempts:
+    own = [attempt.number for attempt in attempts if attempt.job in (who["job"], predecessor)]
+    if who["trigger"] == "user" or not own or own[-1] == attempts[-1].number:
         return
-    newest = attempts[-1]
-    if newest.job not in (who["job"], predecessor):
-        raise RunFailed(
-            f"{run} is trained by another by now ({_words(newest)}): job {who['job']}, which was started "
-            "again, leaves it alone"
-        )
+    raise RunFailed(
+        f"{run} is trained by another by now ({_words(attempts[-1])}): job {who['job']}, which was started "
+        "again, leaves it alone"
+    )
 
 
 class Superseded(RunFailed):
@@ -134,13 +157,18 @@ class Attempt:
         self.record = record
         self.folder = RunDir(record.path)
         """Where this attempt's checkpoints and metrics are."""
-        ready = [other for other in read_attempts(run.path) if other.ready and other.number < record.number]
+        before = (other for other in read_attempts(run.path, strict=True) if other.number < record.number)
+        ready = [other for other in before if other.ready]
         self.source = RunDir(ready[-1].path) if ready else run
         """The folder whose history it takes over."""
 
     @classmethod
     def claim(cls, run: RunDir, world_size: int, who: dict[str, Any]) -> Attempt:
-        """The next number. ``who``: see ``who_begins``. RunFailed where the folder cannot be written."""
+        """The next number. ``who``: ``who_begins``, and what else an ``AttemptRecord`` knows.
+
+        RunFailed where the folder cannot be written, or an earlier attempt's record not be read.
+        """
+        read_attempts(run.path, strict=True)
         numbers = _numbers(run.path)
         number = numbers[-1] + 1 if numbers else 1
         try:
@@ -163,7 +191,6 @@ class Attempt:
             started=_now(),
             ready=False,
             base_epoch=None,
-            end=None,
             **who,
         )
         _write(record)
@@ -174,6 +201,7 @@ class Attempt:
         """Superseded if a newer attempt has begun: this one must write nothing any more."""
         newer = [number for number in _numbers(self.run.path) if number > self.record.number]
         if not newer:
+            self._check_token()
             return
         known = next((a for a in read_attempts(self.run.path) if a.number == newer[-1]), None)
         where = f" ({_words(known)})" if known else ""
@@ -182,11 +210,28 @@ class Attempt:
             "it stops here and writes nothing more"
         )
 
+    def _check_token(self) -> None:
+        """The folder must still be the one that was claimed, and not another's in its place."""
+        try:
+            found = read_json(self.record.path / "attempt.json").get("token")
+        except HpcrlError:  # a share that does not answer now is no other attempt
+            return
+        if found != self.record.token:
+            raise Superseded(f"{self.record.path} is another's by now: this attempt stops and writes nothing")
+
     def adopt(self) -> None:
         """Take the newest ready attempt's checkpoints into the own folder, by hard link or copy.
 
-        One that is pruned at this moment by an attempt that should be gone is left out.
+        One that is pruned at this moment, by an attempt that has not yet noticed this one, is left out; if
+        that was all there was, there is a newer one by now.
         """
+        for _ in range(_TRIES):
+            self._adopt_once()
+            if self.folder.manifest_epochs() or not self.source.manifest_epochs():
+                break
+        fsync_folder(self.folder.path)
+
+    def _adopt_once(self) -> None:
         files = self.source.checkpoint_files()
         for epoch in self.source.manifest_epochs():
             try:
@@ -196,7 +241,6 @@ class Attempt:
                 continue  # without a manifest there is no checkpoint; the next save clears what was linked
             except OSError as error:
                 raise write_error(self.folder.path, error) from error
-        fsync_folder(self.folder.path)
 
     def refuse_if_fruitless(self, base_epoch: int | None) -> None:
         """RunFailed if the last three automatic attempts began where this one does, and saved nothing newer.
@@ -227,9 +271,12 @@ class Attempt:
         self.record = replace(self.record, ready=True, base_epoch=base_epoch)
         _write(self.record)
         self.publish()
+        newest = max(self.folder.manifest_epochs(), default=-1)
         for number in _numbers(self.run.path):
-            if number < self.record.number:
-                _empty(RunDir(_folder(self.run.path, number)))
+            older = attempt_folder(self.run, number)
+            # What this attempt could not take, say a broken checkpoint, stays there until it is outdone.
+            if number < self.record.number and max(older.manifest_epochs(), default=newest) <= newest:
+                _empty(older)
 
     def publish(self) -> None:
         """Let the run folder show this attempt's metrics and checkpoints, and no others."""
@@ -278,8 +325,8 @@ def _words(attempt: AttemptRecord) -> str:
 
 
 def _write(record: AttemptRecord) -> None:
-    value = {key: each for key, each in asdict(record).items() if key not in ("path", "end")}
-    write_json(record.path / "attempt.json", {"format": FORMAT, **value})
+    value = asdict(record)
+    write_json(record.path / "attempt.json", {"format": FORMAT, **{key: value[key] for key in _FIELDS}})
 
 
 def _link_or_copy(source: Path, target: Path) -> None:
@@ -288,12 +335,8 @@ def _link_or_copy(source: Path, target: Path) -> None:
     except FileNotFoundError:
         raise
     except OSError:  # a share without hard links
-        temporary = temporary_path(target)
-        try:
-            shutil.copyfile(source, temporary)
-            os.replace(temporary, target)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with source.open("rb") as file:
+            stage(target, partial(shutil.copyfileobj, file)).commit()
 
 
 def _show(source: Path, target: Path) -> None:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import shutil
 import signal
+import threading
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from hpcrl.market.load import load_market
 from hpcrl.market.stage import stage_synthetic
 from hpcrl.monitor.console import TrainingConsole
 from hpcrl.monitor.metrics import MetricsFile, read_metrics
+from hpcrl.storage.attempts import read_attempts
 from hpcrl.storage.lock import hold
 from hpcrl.storage.run_dir import RunDir
 from hpcrl.train import learn
@@ -245,3 +247,73 @@ def test_short_symbols_are_named_and_a_shared_account_without_common_bars_makes_
     assert not (tmp_path / "checkpoints").exists()
     code, out, _ = hpcrl(*arguments)
     assert code == 0 and "LATE is left out of training" in out
+
+
+# What a requeued job goes on with
+
+
+def job_of_slurm(monkeypatch, restarts: int) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "77")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", str(restarts))
+
+
+@pytest.mark.parametrize("meanwhile", ["edited", "removed", "nothing"])
+def test_a_requeued_job_goes_on_with_what_it_began_whatever_became_of_its_yaml(
+    monkeypatch, tmp_path, market_path, hpcrl, meanwhile
+):
+    yaml = tmp_path / "mine.yaml"
+    yaml.write_text(json.dumps(TINY | {"market": {"path": str(market_path)}}))
+    job_of_slurm(monkeypatch, 0)
+    code, _, err = hpcrl("train", "--config", yaml, "--set", "train.epochs=1")
+    assert code == 0, err
+    (run,) = tmp_path.glob("checkpoints/dist_run_*")
+    if meanwhile == "edited":
+        yaml.write_text(yaml.read_text().replace('"ppo_epochs": 1', '"ppo_epochs": 2'))
+    elif meanwhile == "removed":
+        yaml.unlink()
+    job_of_slurm(monkeypatch, 1)
+    code, out, err = hpcrl("train", "--config", yaml, "--set", "train.epochs=1")
+    assert code == 0 and "Resumed after epoch 1" in out, err
+    assert [a.trigger for a in read_attempts(run)] == ["user", "requeue"]
+
+
+def test_the_next_attempt_keeps_the_epochs_that_the_last_one_was_given(tmp_path, market_path, hpcrl):
+    yaml = tmp_path / "mine.yaml"
+    yaml.write_text(json.dumps(TINY | {"market": {"path": str(market_path)}}))
+    assert hpcrl("train", "--config", yaml, "--set", "train.epochs=1")[0] == 0
+    (run,) = tmp_path.glob("checkpoints/dist_run_*")
+    assert hpcrl("train", "--resume", run, "--set", "train.epochs=2")[0] == 0
+    code, out, _ = hpcrl("train", "--resume", run)
+    assert code == 0 and "Finished 2 epochs" in out
+    assert [a.live for a in read_attempts(run)] == [{}, {"train.epochs": 2}, {"train.epochs": 2}]
+
+
+def test_a_run_whose_newest_attempt_cannot_be_read_is_left_alone(tmp_path, market_path, hpcrl):
+    yaml = tmp_path / "mine.yaml"
+    yaml.write_text(json.dumps(TINY | {"market": {"path": str(market_path)}}))
+    assert hpcrl("train", "--config", yaml, "--set", "train.epochs=1")[0] == 0
+    (run,) = tmp_path.glob("checkpoints/dist_run_*")
+    assert hpcrl("train", "--resume", run, "--set", "train.epochs=2")[0] == 0
+    torn = run / "attempts/2/attempt.json"
+    torn.write_text(torn.read_text()[:40])
+    before = sorted(run.rglob("*"))
+    code, _, err = hpcrl("train", "--resume", run)
+    assert code == 1 and f"{torn}: not whole JSON" in err and "nothing was changed" in err
+    assert sorted(run.rglob("*")) == before
+
+
+def test_a_strangers_folder_is_not_trained_into(tmp_path, market_path, hpcrl):
+    yaml = tmp_path / "mine.yaml"
+    yaml.write_text(json.dumps(TINY | {"market": {"path": str(market_path)}}))
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs/thesis.tex").touch()
+    code, _, err = hpcrl("train", "--config", yaml, "--run", tmp_path / "theirs")
+    assert code == 2 and "it holds thesis.tex" in err
+    assert [path.name for path in (tmp_path / "theirs").iterdir()] == ["thesis.tex"]
+
+
+def test_no_watchdog_is_left_behind_when_the_set_up_fails(tmp_path, hpcrl):
+    yaml = tmp_path / "mine.yaml"
+    yaml.write_text(json.dumps(TINY | {"market": {"path": "nowhere.h5"}}))
+    assert hpcrl("train", "--config", yaml)[0] == 2
+    assert not [thread.name for thread in threading.enumerate() if "watchdog" in thread.name]

@@ -242,6 +242,12 @@ def test_who_begins_is_read_from_slurms_variables(environ, job, trigger, restart
     assert who_begins(environ, job) == {"job": job, "restart_count": restarts, "trigger": trigger}
 
 
+def test_live_keys_and_the_geometry_are_kept(run):
+    Attempt.claim(run, 1, USER | {"live": {"train.epochs": 9}, "nodes": 2, "gpus_per_node": None})
+    (found,) = read_attempts(run.path)
+    assert (found.live, found.nodes, found.gpus_per_node) == ({"train.epochs": 9}, 2, None)
+
+
 def test_the_run_of_a_job_is_the_newest_that_it_trained(tmp_path):
     assert run_of_job(tmp_path, "7") is None
     older, newer, other = (RunDir.create(tmp_path, "{}") for _ in range(3))
@@ -285,8 +291,64 @@ def test_a_job_that_slurm_starts_again_leaves_a_run_alone_that_another_job_has_t
     began(run, None, AGAIN)
     refuse_if_taken_over(run.path, AGAIN, None)
     refuse_if_taken_over(run.path, AGAIN | {"job": "8", "trigger": "successor"}, "7")
+    # It was to resume the run, and lost its node before it came to claim an attempt.
+    refuse_if_taken_over(run.path, AGAIN | {"job": "8"}, None)
     began(run, None, USER | {"job": "9"})
     for who, predecessor in ((AGAIN, None), (AGAIN | {"job": "8", "trigger": "successor"}, "7")):
         with pytest.raises(RunFailed, match=r"by another by now \(job 9, process"):
             refuse_if_taken_over(run.path, who, predecessor)
     refuse_if_taken_over(run.path, USER | {"job": "7"}, None)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"format": 2}', '{"format": 1, "number": 2}'])
+def test_nothing_is_begun_beside_an_attempt_whose_record_cannot_be_read(run, text):
+    """Passing over it would begin from an older history, and in the end remove the newer one."""
+    began(run, None, metrics="1")
+    second = began(run, None, AGAIN, metrics="2")
+    checkpoint(second.folder, 3, "b")
+    second.publish()
+    (second.folder.path / "attempt.json").write_text(text)
+    with pytest.raises(RunFailed, match=r"attempts/2/attempt.json.*nothing was changed"):
+        Attempt.claim(run, 1, USER)
+    assert second.folder.manifest_epochs() == [3] and read_attempts(run.path)[-1].number == 1
+    assert not (run.path / "attempts/3").exists()
+
+
+def test_a_history_that_could_not_be_taken_stays_where_it_is(run):
+    first = began(run, None, metrics="1")
+    checkpoint(first.folder, 5, "a")
+    second = Attempt.claim(run, 1, AGAIN)
+    second.folder.metrics.write_text("2")
+    second.take_over(None)  # it saw nothing there
+    assert first.folder.manifest_epochs() == [5] and attempts.saved_anywhere(run) == {5}
+    checkpoint(second.folder, 6, "b")
+    began(run, 6, AGAIN)
+    assert not first.folder.manifest_epochs() and attempts.saved_anywhere(run) == {6}
+
+
+def test_a_folder_that_is_anothers_by_now_is_not_written_to(run):
+    mine = began(run, None)
+    value = json.loads((mine.record.path / "attempt.json").read_text())
+    (mine.record.path / "attempt.json").write_text(json.dumps(value | {"token": "other"}))
+    with pytest.raises(Superseded, match="another's by now"):
+        mine.check()
+    (mine.record.path / "attempt.json").write_text("torn for a moment")
+    mine.check()
+
+
+def test_a_save_that_prunes_what_is_being_taken_over_is_seen_in_a_second_look(run, monkeypatch):
+    first = began(run, None)
+    checkpoint(first.folder, 5, "a")
+    second = Attempt.claim(run, 1, AGAIN)
+    look = RunDir.manifest_epochs
+
+    def late(folder):
+        found = look(folder)
+        if folder.path == first.folder.path and found == [5]:
+            checkpoint(first.folder, 6, "a")  # it passed its check before the claim
+            first.folder.manifest(5).unlink()
+        return found
+
+    monkeypatch.setattr(RunDir, "manifest_epochs", late)
+    second.adopt()
+    assert second.folder.manifest_epochs() == [6]
