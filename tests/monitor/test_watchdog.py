@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,10 +21,10 @@ from hpcrl.monitor.watchdog import Watchdog
 from hpcrl.types import HUNG
 
 _LONE = """
-import sys, time
-from pathlib import Path
+import os, signal, sys, time
 from hpcrl.monitor import watchdog as module
-module._LINGER_SECONDS = 0.1
+module._LINGER_SECONDS = float(os.environ.get("LINGER", 0.1))
+module._DUMP_SECONDS = 1.0
 dog = module.Watchdog(float(sys.argv[1]), None, 3).start()
 def reading_from_a_dead_disk():
     time.sleep(1000)
@@ -32,19 +34,39 @@ def working():
         time.sleep(0.05)
     dog.stop()
     time.sleep(2 * float(sys.argv[1]))
+def standing_still_between_slow_beats():
+    dog.beat("collect", 7)
+    time.sleep(0.25 * float(sys.argv[1]))
+    os.kill(os.getpid(), signal.SIGSTOP)
+    time.sleep(0.25 * float(sys.argv[1]))
+    dog.beat("collect", 8)
+    dog.stop()
+def getting_on_late():
+    signal.signal(signal.SIGUSR1, lambda *_: (dog.stop(), sys.exit(0)))
+    print("ready", flush=True)
+    time.sleep(1000)
+works = {
+    "hang": reading_from_a_dead_disk,
+    "work": working,
+    "stand still": standing_still_between_slow_beats,
+    "get on": getting_on_late,
+}
 print("ready", flush=True)
-{"hang": reading_from_a_dead_disk, "work": working}[sys.argv[2]]()
+works[sys.argv[2]]()
 """
 
 
 @pytest.fixture
 def lone() -> Iterator[Callable[..., subprocess.Popen[str]]]:
-    """``lone(seconds, "hang" or "work", beats)``: a process with a watchdog; ready when it comes back."""
+    """``lone(seconds, what, beats)``: a process with a watchdog that does so; ready when it comes back."""
     started = []
 
-    def start(seconds: float, what: str, beats: int = 1) -> subprocess.Popen[str]:
+    def start(
+        seconds: float, what: str, beats: int = 1, stderr: int = subprocess.PIPE, **environ: str
+    ) -> subprocess.Popen[str]:
         command = [sys.executable, "-c", _LONE, str(seconds), what, str(beats)]
-        child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        environment = os.environ | environ
+        child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, env=environment, text=True)
         started.append(child)
         assert child.stdout is not None and child.stdout.readline() == "ready\n"
         return child
@@ -79,12 +101,69 @@ def test_zero_seconds_is_no_watchdog(lone) -> None:
 
 def test_a_process_that_was_stopped_for_longer_than_the_limit_goes_on(lone) -> None:
     """As a job that Slurm suspends, or a laptop that sleeps."""
-    child = lone(1.0, "work", 40)
-    child.send_signal(signal.SIGSTOP)
-    time.sleep(2.5)  # what is tested: the time itself must do no harm
+    child = lone(2.0, "stand still")
+    _wait(lambda: psutil.Process(child.pid).status() == psutil.STATUS_STOPPED)
+    time.sleep(3)  # what is tested: the time itself must do no harm
     child.send_signal(signal.SIGCONT)
     _, err = child.communicate(timeout=30)
     assert (child.returncode, err) == (0, "")
+
+
+class Ticks(threading.Event):
+    """The event that the watchdog waits for, under a clock of its own: each tick takes as long as asked."""
+
+    def __init__(self, ticks: int, on_tick: dict[int, Callable[[], object]]) -> None:
+        super().__init__()
+        self.now, self.count, self.ticks, self.on_tick = 0.0, 0, ticks, on_tick
+
+    def wait(self, timeout: float | None = None) -> bool:
+        assert timeout is not None
+        self.now, self.count = self.now + timeout, self.count + 1
+        self.on_tick.get(self.count, lambda: None)()
+        return self.count > self.ticks
+
+
+@pytest.mark.parametrize(("beats", "hangs"), [((10, 20), 0), ((10, 19), 1), ((), 1)])
+def test_a_beat_in_the_very_last_tick_is_in_time(monkeypatch, beats: tuple[int, ...], hangs: int) -> None:
+    """Limit 10 s, ticks of 1 s: the tenth tick after a beat is one too many unless a beat came in it."""
+    dog = Watchdog(10)
+    ticks = Ticks(29, {tick: lambda: dog.beat("learn", 1) for tick in beats})
+    ended: list[float] = []
+
+    def end() -> None:
+        ended.append(ticks.now)
+        ticks.ticks = 0
+
+    monkeypatch.setattr(dog, "_ended", ticks)
+    monkeypatch.setattr(dog, "_end", end)
+    monkeypatch.setattr(module.time, "monotonic", lambda: ticks.now)
+    dog._watch()
+    assert len(ended) == hangs
+
+
+def test_a_rank_that_gets_on_while_the_others_still_tell_where_they_are_goes_on(lone) -> None:
+    child = lone(0.5, "get on", LINGER="60")
+    assert child.stdout.readline() == "ready\n"
+    said = next(line for line in child.stderr if line.startswith("error: rank 3 on "))
+    assert "hangs" in said
+    child.send_signal(signal.SIGUSR1)
+    assert child.wait(30) == 0
+
+
+def test_a_log_that_takes_no_more_does_not_keep_a_rank_that_hangs(lone) -> None:
+    """As on a file system that hangs: whoever writes there waits for ever."""
+    read, write = os.pipe()
+    os.set_blocking(write, False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(write, bytes(4096))
+    os.set_blocking(write, True)
+    try:
+        child = lone(0.5, "hang", stderr=write)
+        assert child.wait(30) == HUNG
+    finally:
+        os.close(read)
+        os.close(write)
 
 
 def _wait(until: Callable[[], bool]) -> None:

@@ -115,6 +115,18 @@ def test_without_an_answer_what_was_known_counts(error: RunFailed) -> None:
     assert not run.at(7210) and run.at(9500) and run.deadline.left < 0
 
 
+def test_a_controller_that_answers_again_is_asked_as_often_as_before() -> None:
+    slurm = Slurm(START + 3600)
+    run = Run(slurm)
+    assert not run.at(0)
+    slurm.end, end = SlurmDown("no answer"), START + 7200
+    assert all(run.at(seconds) for seconds in (3595, 3700, 3900))
+    slurm.end = end
+    assert not run.at(4500) and run.at(7195)
+    slurm.end = end + 3600
+    assert run.at(7210) and not run.at(7226)
+
+
 def test_a_job_without_a_limit_has_no_deadline() -> None:
     slurm = Slurm(math.inf)
     run = Run(slurm)
