@@ -28,6 +28,8 @@ _DOWN = re.compile(
     re.I,
 )
 _NO_CLUSTER = re.compile(r"configuration source|fetch config|no cluster is configured", re.I)
+# SLURM_CONF, or the site, names a slurm.conf that is not there or cannot be read.
+_NO_CONF = re.compile(r"s_p_parse_file|cannot stat|configuration file", re.I)
 # Keys whose value goes on to the end of the line, whatever it holds.
 _TO_THE_END = {
     "JobName", "Command", "WorkDir", "Comment", "AdminComment", "SystemComment", "StdErr", "StdIn", "StdOut",
@@ -91,6 +93,8 @@ def run_slurm(argv: Sequence[str], timeout: float = ANSWER_SECONDS) -> str:
     said = _said(name, done.stderr or done.stdout)
     if _NO_CLUSTER.search(said):
         raise SlurmDown(f"{name} finds no cluster: this machine has no slurm.conf, and none is offered to it")
+    if _NO_CONF.search(said):
+        raise SlurmDown(f"{name} finds no cluster: {said}")
     if done.returncode < 0:
         raise SlurmDown(f"{name} was ended by signal {-done.returncode}")
     if _DOWN.search(said):

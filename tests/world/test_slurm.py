@@ -136,6 +136,17 @@ def test_a_users_own_formats_do_not_change_the_answers(program, monkeypatch):
             SlurmDown,
             "no slurm.conf",
         ),
+        (
+            "scontrol: error: s_p_parse_file: unable to status file /nonexistent: No such file or directory, "
+            "retrying in 1sec up to 60sec\nscontrol: fatal: Unable to process configuration file",
+            SlurmDown,
+            "finds no cluster: .*/nonexistent",
+        ),
+        (
+            "scontrol: fatal: cannot stat /nonexistent",
+            SlurmDown,
+            "finds no cluster: cannot stat /nonexistent",
+        ),
     ],
 )
 def test_each_no_is_one_line_of_its_kind(program, said, kind, words):
