@@ -15,6 +15,9 @@ from typing import Any
 _TAIL_BYTES = 256 * 1024
 _START = re.compile(r"^start \S+ job (?P<job>\S+) attempt (?P<attempt>\d+) on ")
 _END = re.compile(r"^end \S+ exit code (?P<code>\d+)$")
+_STAMP = re.compile(r"(start|end) \d{4}-|job \S+ is ")
+# In a file's name: of this width, which thing.
+_SIGN = re.compile(r"%(\d*)(.)")
 # Most telling first.
 _ERRORS = (
     re.compile(r"^error: (?P<say>rank \d+.* hangs: .*)"),
@@ -42,6 +45,8 @@ class LogWords:
 
     error: str = ""
     """The line that tells best what went wrong."""
+    last: str = ""
+    """The last line but the script's own."""
     crash: str = ""
     """The rank that ended first of itself, by srun: "rank 3 on node1: Segmentation fault"."""
     slurm: str = ""
@@ -53,6 +58,12 @@ class LogWords:
     """Exit code that the script stamped at its end."""
 
 
+def usual_log(job: str, *folders: Path) -> Path | None:
+    """Of sbatch slurm/train.sbatch, which writes it where it was called, if it is in one of the folders."""
+    paths = [folder / f"hpcrl_{job.partition('_')[0]}.log" for folder in folders]
+    return next((path for path in paths if path.is_file()), None)
+
+
 def log_of(run: Path, jobs: Iterable[Mapping[str, Any]], job: str, output: str = "") -> Path | None:
     """The log of ``job``: rank 0's of a submitted run, else the one that Slurm names, or the usual one.
 
@@ -62,19 +73,18 @@ def log_of(run: Path, jobs: Iterable[Mapping[str, Any]], job: str, output: str =
     candidates = [run / log.replace("%t", "0") for log in logs]
     if (named := named_log(output, job)) is not None:
         candidates.append(named)
-    # sbatch slurm/train.sbatch writes its log where it was called, most often beside the checkpoints.
-    candidates += [
-        folder / f"hpcrl_{job.partition('_')[0]}.log" for folder in (run.parent.parent, Path.cwd())
-    ]
-    return next((path for path in candidates if path.is_file()), None)
+    there = next((path for path in candidates if path.is_file()), None)
+    return there or usual_log(job, run.parent.parent, Path.cwd())  # most often beside the checkpoints
 
 
-def named_log(output: str, job: str) -> Path | None:
-    """A log's path as Slurm tells it, %j and the like replaced; None where it cannot be known."""
+def named_log(output: str, job: str, name: str = "") -> Path | None:
+    """A log's path as Slurm tells it, %j, %x, %4a and the like replaced; None where it cannot be known."""
     number, _, task = job.partition("_")
-    for sign, value in (("%j", number), ("%J", number), ("%A", number), ("%a", task)):
-        output = output.replace(sign, value)
-    return Path(output) if output and "%" not in output else None
+    known = {"j": number, "J": number, "A": number, "a": task, "x": name, "t": "0", "n": "0", "%": "%"}
+    signs = [found[2] for found in _SIGN.finditer(output)]
+    if not output or any(not known.get(sign) for sign in signs):
+        return None
+    return Path(_SIGN.sub(lambda found: known[found[2]].zfill(int(found[1] or 0)), output))
 
 
 def read_words(log: Path | None, restart: int | None = None) -> LogWords:
@@ -83,6 +93,7 @@ def read_words(log: Path | None, restart: int | None = None) -> LogWords:
     ends = [found for found in map(_END.match, lines) if found]
     return LogWords(
         error=_best(lines, _ERRORS),
+        last=next((line[:400] for line in reversed(lines) if line and not _STAMP.match(line)), ""),
         crash=_crash(lines),
         slurm=_best(lines, (_SLURM,)),
         left=_best(lines, (_LEFT,)),

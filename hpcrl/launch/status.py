@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from hpcrl.launch.accounting import Books, JobState, read_jobs
-from hpcrl.launch.logs import named_log
-from hpcrl.launch.status_cause import unstarted
-from hpcrl.launch.status_read import RunFiles, moment, read_run
+from hpcrl.launch.logs import named_log, usual_log
+from hpcrl.launch.status_cause import removed_run, unstarted
+from hpcrl.launch.status_read import RunFiles, jobs_of, moment, read_run
+from hpcrl.launch.status_waits import advice_waiting, waits_for
 from hpcrl.launch.status_why import Verdict, attempt_cause, judge
 from hpcrl.storage.attempts import AttemptRecord
 from hpcrl.types import HpcrlError
@@ -39,7 +40,7 @@ class Report:
         """Each attempt, and how it ended; "" for one that may still run."""
         ends = []
         for attempt in self.run.attempts:
-            live = attempt is self.run.newest and self.verdict.state in ("running", "starting")
+            live = attempt is self.run.newest and self.verdict.state == "running"
             text = "" if live and attempt.end is None else attempt_cause(self.run, attempt, self.books).text
             ends.append((attempt, text))
         return ends
@@ -102,12 +103,6 @@ def _job_json(job: JobState | None) -> dict[str, Any]:
 
 def _iso(when: datetime | None) -> str | None:
     return None if when is None else when.astimezone().isoformat()
-
-
-def jobs_of(run: RunFiles) -> list[str]:
-    """Every job that has to do with the run."""
-    attempts = [attempt.job for attempt in run.attempts if attempt.job is not None]
-    return list(dict.fromkeys([*(job["id"] for job in run.jobs), *attempts]))
 
 
 def report(path: Path) -> Report:
@@ -173,9 +168,17 @@ def report_job(job_id: str) -> JobReport:
             f"job {job_id}: no run under ./checkpoints names it, and {why}; name the run's folder"
         )
     why = advice = ""
-    if job.over and job.state != "COMPLETED":
-        cause, advice = unstarted(job, named_log(job.output, job_id))
+    if job.state == "PENDING":
+        why, advice = waits_for(job.reason), advice_waiting(job)
+        if (run := removed_run(job)) is not None:
+            why, advice = f"its run folder {run} was removed", f"scancel {job_id}, then submit again"
+    elif job.over and job.state != "COMPLETED":
+        log = named_log(job.output, job_id, job.name) or usual_log(job_id, Path.cwd())
+        cause, advice = unstarted(job, log)
         why = cause.text
+        if cause.kind not in ("cancelled", "dependency", "never_started"):
+            where = f" (log: {log})" if log else ""
+            advice = f"{advice or 'look into its log'}{where}, then submit it again"
     return JobReport(job_id, job, why, advice, books.notes)
 
 

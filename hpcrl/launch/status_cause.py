@@ -7,6 +7,7 @@ log tells what went before. Knows no torch, and reads no file but a log.
 from __future__ import annotations
 
 import re
+import shlex
 import signal
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 
 from hpcrl.launch.accounting import JobState, Start
 from hpcrl.launch.again import LOST_A_PEER
-from hpcrl.launch.logs import LogWords, read_words
+from hpcrl.launch.logs import LogWords, named_log, read_words
 from hpcrl.types import HUNG, STOPPED_EARLY
 
 _SIGNALS = {
@@ -149,10 +150,14 @@ def _crash(code: int | None, words: LogWords) -> str:
 def unstarted(job: JobState, log: Path | None) -> tuple[Cause, str]:
     """Why a job that is over never came to train, and what to do."""
     if job.signal == 53 or job.reason == "JobLaunchFailure":
-        folder = Path(job.output).parent if job.output else None
+        log = named_log(job.output, job.id, job.name)
+        folder = log.parent if log else None
+        if (run := removed_run(job)) is not None:
+            text = f"the run folder {run} was removed before job {job.id} could start"
+            return Cause("never_started", text), "submit again: hpcrl submit makes a new one"
         if folder is not None and not folder.is_dir():
             text = f"Slurm could not start job {job.id} (0:53): its log's folder {folder} does not exist"
-            return Cause("never_started", text), f"mkdir -p {folder}"
+            return Cause("never_started", text), shlex.join(["mkdir", "-p", str(folder)])
         text = f"Slurm could not start job {job.id} (0:53): its log, or its folder, cannot be written"
         named = f": is {folder} there on the nodes ({job.nodes}) too?" if folder else ""
         return Cause("never_started", text), f"look at the job's folder and its log's{named}" if named else ""
@@ -163,9 +168,18 @@ def unstarted(job: JobState, log: Path | None) -> tuple[Cause, str]:
         return Cause("cancelled", f"job {job.id} was cancelled{_by(job.cancelled_by)} before it started"), ""
     words = read_words(log, job.restarts)
     cause = why_ended(None, job, words, job.cancelled_by)
-    if cause.kind == "no_result":
-        cause = Cause("no_result", f"job {job.id} ended with exit code {job.exit_code} before training began")
+    if cause.kind == "no_result" or (cause.kind == "crashed" and not (words.crash or words.error)):
+        text = f"job {job.id} ended with exit code {job.exit_code} before training began"
+        cause = Cause("no_result", _with(text, words.last))
     return Cause(cause.kind, cause.text.removesuffix(" before it could save")), advice_for(cause)
+
+
+def removed_run(job: JobState) -> Path | None:
+    """The run folder that a job of hpcrl submit was to train, if it is no longer there."""
+    log = named_log(job.output, job.id, job.name)
+    if log is None or log.parent.name != "jobs" or not log.parts[-3].startswith("dist_run_"):
+        return None
+    return None if log.parents[1].is_dir() else log.parents[1]
 
 
 def advice_for(cause: Cause) -> str:

@@ -63,6 +63,8 @@ class RunFiles:
     """submission.json's jobs, in order."""
     submit_words: tuple[str, ...] = ()
     """As typed after hpcrl: submit, ..."""
+    submit_folder: str = ""
+    """Where that was typed."""
     notes: tuple[str, ...] = ()
 
     def log_of(self, job: str, output: str = "") -> Path | None:
@@ -72,6 +74,12 @@ class RunFiles:
     @property
     def newest(self) -> AttemptRecord | None:
         return self.attempts[-1] if self.attempts else None
+
+
+def jobs_of(run: RunFiles) -> list[str]:
+    """Every job that has to do with the run."""
+    attempts = [attempt.job for attempt in run.attempts if attempt.job is not None]
+    return list(dict.fromkeys([*(job["id"] for job in run.jobs), *attempts]))
 
 
 def read_run(path: Path) -> RunFiles:
@@ -106,9 +114,10 @@ def read_run(path: Path) -> RunFiles:
         claimed=claimed,
         heartbeat=beat,
         reached={line["time/attempt"]: line["epoch"] for line in lines if "time/attempt" in line},
-        progress=_progress(lines, _epochs(run.path, record)),
+        progress=_progress(lines, _epochs(run.path, record, attempts)),
         checkpoint=next(iter(_tried(notes, run.manifest_epochs) or ()), None),
         jobs=tuple(_jobs(submission)),
+        submit_folder=str(submission.get("folder") or ""),
         submit_words=tuple(str(word) for word in submission.get("arguments") or ()),
         notes=tuple(notes),
     )
@@ -143,8 +152,11 @@ def _jobs(submission: dict[str, Any]) -> list[dict[str, Any]]:
     return [empty | job for job in found if isinstance(job.get("id"), str)]
 
 
-def _epochs(run: Path, record: dict[str, Any]) -> int | None:
-    """train.epochs, as the newest submission has it, else as the run was begun."""
+def _epochs(run: Path, record: dict[str, Any], attempts: tuple[AttemptRecord, ...]) -> int | None:
+    """train.epochs, as the newest attempt or submission has it, else as the run was begun."""
+    live = attempts[-1].live if attempts else None
+    if isinstance(live, dict) and isinstance(live.get("train.epochs"), int):
+        return live["train.epochs"]
     for config in (_submitted_config(run), record.get("config")):
         train = config.get("train") if isinstance(config, dict) else None
         if isinstance(train, dict) and isinstance(train.get("epochs"), int):
@@ -191,3 +203,16 @@ def moment(value: Any) -> datetime | None:
     except (TypeError, ValueError):
         return None
     return found if found.tzinfo else found.replace(tzinfo=UTC)
+
+
+def spell(seconds: float) -> str:
+    """12 s, 5 min, 3 h 20 min, 4 d 2 h."""
+    whole = round(seconds)
+    if whole < 120:
+        return f"{whole} s"
+    minutes, hours, days = whole // 60, whole // 3600, whole // 86400
+    if minutes < 120:
+        return f"{minutes} min"
+    if hours < 48:
+        return f"{hours} h {minutes % 60} min"
+    return f"{days} d {hours % 24} h"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from rich.text import Text
 from hpcrl.launch.accounting import JobState
 from hpcrl.launch.logs import named_log
 from hpcrl.launch.status import JobReport, Report, local_time
-from hpcrl.launch.status_why import spell
+from hpcrl.launch.status_read import spell
 
 Page = list[RenderableType]
 
@@ -85,7 +86,7 @@ def job_page(report: JobReport) -> Page:
     if job.nodes:
         facts.add_row("nodes", job.nodes)
     if job.output:
-        facts.add_row("log", str(named_log(job.output, job.id) or job.output))
+        facts.add_row("log", str(named_log(job.output, job.id, job.name) or job.output))
     head = Text.assemble(("job ", ""), (job.id, "bold"), f"  {job.name}")
     notes = [Text(f"note: {note}", style="yellow") for note in report.notes]
     return [head, facts, *notes, *_to_do(report.advice, "", "")]
@@ -105,9 +106,17 @@ def table(reports: list[Report]) -> Page:
         line.stylize(_COLOURS[row[1]], widths[0] + 2, widths[0] + 2 + len(row[1]))
         parts.append(line)
         if report.verdict.state != "finished":
-            parts.append(Padding(Text(report.verdict.why, style="dim"), (0, 0, 0, 2)))
+            parts.append(Padding(Text(_named(report), style="dim"), (0, 0, 0, 2)))
     notes = dict.fromkeys(note for report in reports for note in report.books.notes)
     return parts + [Text(f"note: {note}", style="yellow") for note in notes]
+
+
+def _named(report: Report) -> str:
+    """Why, the run's folder by its name alone, which stands above."""
+    path = report.run.path
+    return re.sub(
+        rf"[^\s:'\"]*/{re.escape(path.name)}", path.name, report.verdict.why.replace(str(path), path.name)
+    )
 
 
 def _columns(row: tuple[str, ...], widths: list[int]) -> str:

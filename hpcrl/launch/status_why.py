@@ -9,20 +9,17 @@ from __future__ import annotations
 
 import re
 import shlex
-import socket
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 
 from hpcrl.launch.accounting import Books, JobState, Start
 from hpcrl.launch.again import resume_command
 from hpcrl.launch.logs import LogWords, read_words
+from hpcrl.launch.status_alive import FRESH_SECONDS, current_job, heartbeat_age, lives
 from hpcrl.launch.status_cause import Cause, advice_for, unstarted, why_ended
-from hpcrl.launch.status_read import RunFiles, moment
+from hpcrl.launch.status_read import RunFiles, moment, spell
+from hpcrl.launch.status_waits import advice_waiting, waits_for
 from hpcrl.storage.attempts import AttemptRecord
-
-FRESH_SECONDS = 90.0
-"""A younger heartbeat says that the run lives; it is written every 15 s. Guessed, for slow shares."""
 
 
 @dataclass(frozen=True)
@@ -40,30 +37,17 @@ class Verdict:
     """The newest training job."""
 
 
-def current_job(run: RunFiles) -> str | None:
-    """The newest job that trains, or is to train, this run; None for a run outside Slurm."""
-    trains = [job for job in run.jobs if job["kind"] == "train"]
-    newest = run.newest
-    if not trains:
-        return newest.job if newest else None
-    if newest is None or newest.job in [job["id"] for job in trains]:
-        return trains[-1]["id"]
-    submitted, started = moment(trains[-1].get("submitted")), moment(newest.started)
-    later = submitted is not None and started is not None and submitted > started
-    return trains[-1]["id"] if later else newest.job
-
-
 def judge(run: RunFiles, books: Books, now: datetime | None = None) -> Verdict:
     """What a run's files and Slurm say together."""
     now = now or datetime.now(UTC)
-    job_id = current_job(run)
+    job_id = current_job(run, books, now)
     job = books.jobs.get(job_id) if job_id is not None else None
     newest = run.newest
     own = newest if newest is not None and _of_start(newest, job_id, job) else None
     if job is not None and not job.over:
         return _pending(run, books, job) if job.state == "PENDING" else _running(run, job, own, now)
-    if own is not None and own.end is None and job is None and (alive := _alive(run, own, books, now)):
-        return alive
+    if own is not None and job is None and (how := lives(run, books, now)):
+        return Verdict("running", "running", how, job=own.job)
     if own is None and newest is None and job is None:
         return _never_begun(run, books, job_id)
     if own is None and job is not None:
@@ -102,7 +86,8 @@ def _pending(run: RunFiles, books: Books, job: JobState) -> Verdict:
     if run.newest is not None:
         text += f". Attempt {run.newest.number}: {attempt_cause(run, run.newest, books).text}"
     held = "Held" in job.reason or "held" in job.reason
-    return Verdict("pending", "waiting", text, f"scontrol release {job.id}" if held else "", job=job.id)
+    command = f"scontrol release {job.id}" if held else ""
+    return Verdict("pending", "waiting", text, command, advice_waiting(job), job.id)
 
 
 def _waits_for(run: RunFiles, job: JobState, books: Books) -> str:
@@ -111,15 +96,7 @@ def _waits_for(run: RunFiles, job: JobState, books: Books) -> str:
         kinds = {known["id"]: known["kind"] for known in run.jobs}
         words = [f"{kinds.get(other, 'job')} {other}" for other in before]
         return f"for {', '.join(words)} to end" if words else "for another job to end"
-    known = {
-        "Resources": "for free nodes or GPUs (Resources)",
-        "Priority": "for jobs of higher priority (Priority)",
-        "BeginTime": "it was requeued, Slurm holds it back for a moment (BeginTime)",
-        "JobHeldUser": "it is held (JobHeldUser)",
-        "JobHeldAdmin": "an administrator holds it (JobHeldAdmin)",
-        "": "Slurm has not said for what yet",
-    }
-    return known.get(job.reason, f"{job.reason}")
+    return waits_for(job.reason)
 
 
 def _running(run: RunFiles, job: JobState, own: AttemptRecord | None, now: datetime) -> Verdict:
@@ -130,7 +107,7 @@ def _running(run: RunFiles, job: JobState, own: AttemptRecord | None, now: datet
     if own.end is not None:
         return Verdict("running", "ending", f"{where} is about to end", job=job.id)
     text = where
-    age, beat = _age(run, now), run.heartbeat
+    age, beat = heartbeat_age(run, now), run.heartbeat
     if beat is not None and age is not None:
         stuck = (moment(beat.get("time")) or now) - (moment(beat.get("since")) or now)
         phase = f"{beat.get('phase')} of epoch {beat.get('epoch')}"
@@ -141,39 +118,6 @@ def _running(run: RunFiles, job: JobState, own: AttemptRecord | None, now: datet
     if job.state not in ("RUNNING", "COMPLETING"):
         text += f" ({job.state})"
     return Verdict("running", "running", text, job=job.id)
-
-
-def _age(run: RunFiles, now: datetime) -> float | None:
-    """Seconds since the newest attempt's heartbeat."""
-    beat = moment((run.heartbeat or {}).get("time"))
-    return None if beat is None else max((now - beat).total_seconds(), 0.0)
-
-
-def _alive(run: RunFiles, own: AttemptRecord, books: Books, now: datetime) -> Verdict | None:
-    """The verdict over an attempt that has not said its end, where no job of Slurm's answers for it."""
-    if own.job is not None and books.reachable:
-        return None  # Slurm has forgotten the job: it is over
-    here = own.host == socket.gethostname() and own.job is None
-    if here:
-        if not _is_hpcrl(own.pid):
-            return None
-        return Verdict("running", "running", f"process {own.pid} on {own.host}", job=own.job)
-    age = _age(run, now)
-    if age is None:
-        began = moment(own.started)
-        age = (now - began).total_seconds() if began else None
-    if age is not None and age < FRESH_SECONDS:
-        return Verdict("running", "running", f"its heartbeat on {own.host} is {spell(age)} old", job=own.job)
-    return None
-
-
-def _is_hpcrl(pid: int) -> bool:
-    """Whether the process lives and is no other that got its number."""
-    try:
-        words = Path(f"/proc/{pid}/cmdline").read_bytes()
-        return b"python" in words or b"hpcrl" in words
-    except OSError:
-        return False
 
 
 def _never_begun(run: RunFiles, books: Books, job_id: str | None) -> Verdict:
@@ -223,6 +167,8 @@ def _dependency(run: RunFiles, books: Books, job: JobState, first: str) -> Verdi
     text = f"its {name} job {before.id} failed ({ended}){detail}; so the training job {job.id} never ran"
     # The chain as it was typed: a run that is resumed stages nothing.
     command = shlex.join(["hpcrl", *run.submit_words])
+    if run.submit_folder:  # where its relative paths begin
+        command = f"{shlex.join(['cd', run.submit_folder])} && {command}"
     return Verdict(
         "dead", "dependency", text, command, f"{first}mend that{f' (log: {log})' if log else ''}", job.id
     )
@@ -235,9 +181,15 @@ def _verdict(
     assert newest is not None
     text = cause.text
     if cause.kind == "finished":
-        return Verdict(state, "finished", "all epochs are done", f"hpcrl evaluate {run.path}", job=job)
+        return Verdict(
+            state,
+            "finished",
+            "all epochs are done",
+            shlex.join(["hpcrl", "evaluate", str(run.path)]),
+            job=job,
+        )
     if cause.kind == "lost":
-        age = _age(run, now)
+        age = heartbeat_age(run, now)
         where = f"process {newest.pid} on {newest.host}"
         text = (
             f"{where} is gone and left no result"
@@ -248,20 +200,7 @@ def _verdict(
             text = f"Slurm cannot be asked; {where} has not said how it ended"
         if age is not None:
             text += f"; its last heartbeat is {spell(age)} old"
-    command = resume_command(run.path, newest.job, newest.world_size)
+    command = resume_command(run.path)
     if run.checkpoint is not None:
         text += f". It can go on after epoch {run.checkpoint}"
     return Verdict(state, cause.kind, text, command, advice_for(cause), job)
-
-
-def spell(seconds: float) -> str:
-    """12 s, 5 min, 3 h 20 min, 4 d 2 h."""
-    whole = round(seconds)
-    if whole < 120:
-        return f"{whole} s"
-    minutes, hours, days = whole // 60, whole // 3600, whole // 86400
-    if minutes < 120:
-        return f"{minutes} min"
-    if hours < 48:
-        return f"{hours} h {minutes % 60} min"
-    return f"{days} d {hours % 24} h"

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from servers.slurm import poll
-from trial import PATIENCE, Trial, furnish
+from trial import PATIENCE, RANKS, ROOT, Trial, furnish
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
@@ -76,7 +76,9 @@ def test_one_run_through_crash_dead_controller_lost_node_and_cancel(slurm, place
     found = poll(lambda: said if "by" in (said := status())["why"] else None, 60, lambda: str(status()))
     assert (found["state"], found["cause"]) == ("stopped", "cancelled"), job.log
     assert f"cancelled by {slurm.layout.user}; all was saved" in found["why"]
-    assert found["command"] == shlex.join(["sbatch", "slurm/train.sbatch", "--resume", str(job.run)])
+    shape = ["--nodes=1", f"--ntasks-per-node={RANKS}", "--gres=gpu:2"]
+    script = str(ROOT / "slurm" / "train.sbatch")
+    assert found["command"] == shlex.join(["sbatch", *shape, script, "--resume", str(job.run)])
 
 
 def test_a_preempted_job_waits_and_says_that_it_was_preempted(slurm, place):

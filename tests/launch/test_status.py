@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import shlex
 import shutil
 import socket
 import subprocess
@@ -19,11 +20,14 @@ import pytest
 from launch.slurm_answers import Answers
 
 from hpcrl.launch.again import LOST_A_PEER
+from hpcrl.launch.status_alive import refuse_if_trained
 from hpcrl.monitor.metrics import line_of
 from hpcrl.storage.atomic import write_json
 from hpcrl.storage.attempts import Attempt, attempt_folder, who_begins
 from hpcrl.storage.run_dir import RunDir
+from hpcrl.types import HpcrlError
 
+SCRIPT = Path(__file__).parents[2] / "slurm" / "train.sbatch"
 STARTED = "start 2026-11-23T01:50:42+00:00 job 12 attempt {} on node1: hpcrl train\n"
 CANCELLED = "slurmstepd-node1: error: *** JOB 12 ON node1 CANCELLED AT 2026-11-23T01:52:56{} ***\n"
 
@@ -65,7 +69,7 @@ class World:
         jobs_ = [
             {"after": None, "successor_of": None, "log": f"jobs/{job['id']}_%t_log.out"} | job for job in jobs
         ]
-        record = {"format": 1, "folder": "/home/me", "arguments": list(arguments), "jobs": jobs_}
+        record = {"format": 1, "folder": "/home/me/my runs", "arguments": list(arguments), "jobs": jobs_}
         write_json(self.path / "submission.json", record)
         (self.path / "jobs").mkdir(exist_ok=True)
 
@@ -94,6 +98,7 @@ def queued(
 def world(tmp_path, monkeypatch) -> World:
     slurm = Answers(tmp_path / "bin")
     monkeypatch.setenv("PATH", str(slurm.folder))
+    monkeypatch.delenv("HPCRL_ROOT", raising=False)
     return World(tmp_path, slurm)
 
 
@@ -236,6 +241,88 @@ def test_a_job_that_runs_is_starting_until_it_trains_and_then_running(world, sta
     assert status(world.path)["state"] == "starting", "its second start has not come to train"
 
 
+@pytest.mark.parametrize(
+    ("reason", "words", "advice"),
+    [
+        ("PartitionTimeLimit", "longer than its partition allows", "a shorter time"),
+        ("PartitionNodeLimit", "number of nodes", "fewer nodes"),
+        ("QOSMaxWallDurationPerJobLimit", "longer than its account or QOS allows", "a shorter time"),
+        ("AssocMaxCpuPerJobLimit", "asks for more", "with less"),
+        ("AssocMaxJobsLimit", "once other jobs have ended", "wait"),
+        ("QOSMaxJobsPerUserLimit", "once other jobs have ended", "wait"),
+        ("AssocGrpCPUMinutesLimit", "budget", "another account"),
+        ("ReqNodeNotAvail", "down, drained or reserved", "sinfo -R"),
+    ],
+)
+def test_where_waiting_does_not_help_it_says_what_does(world, status, reason, words, advice):
+    world.job("PENDING", reason, start="N/A")
+    found = status("12")
+    assert found["run"] is None and words in found["why"] and f"({reason})" in found["why"]
+    assert advice in found["advice"]
+    world.submitted({"id": "12", "kind": "train"})
+    found = status(world.path)
+    assert words in found["why"] and advice in found["advice"]
+    assert found["advice"].startswith("scancel 12, ") == ("in vain" in found["why"])
+
+
+# --- Several jobs of one run ----------------------------------------------------------------------
+
+
+def test_what_runs_wins_over_what_was_submitted_last(world, status):
+    attempt = world.attempt(reached=5, job="12")
+    world.submitted({"id": "12", "kind": "train"}, {"id": "13", "kind": "train", "submitted": "2099-01-01"})
+    failed = queued("13", "FAILED", "NonZeroExitCode", 2 << 8)
+    for others in ((failed,), (failed.replace("FAILED", "PENDING"),), ()):
+        world.queue(queued("12", "RUNNING"), *others)
+        for target in (world.path, "12", "13"):
+            found = status(target)
+            assert (found["state"], found["job"], found["command"]) == ("running", "12", ""), found["why"]
+    world.beat(attempt, 5)
+    world.queue(failed)  # the controller has forgotten job 12, or it is another cluster's
+    assert status(world.path)["state"] == "running" and "heartbeat" in status(world.path)["why"]
+    world.beat(attempt, 900)
+    assert status(world.path)["state"] == "dead"
+
+
+def test_a_run_that_went_on_outside_slurm_is_running(world, status):
+    world.attempt(reached=5, job="12", end=(1, 5, "ValueError: a bug"))
+    world.submitted({"id": "12", "kind": "train"}, {"id": "13", "kind": "train", "submitted": "2099-01-01"})
+    world.queue(queued("12", "FAILED", code=1 << 8), queued("13", "FAILED", code=1 << 8))
+    assert status(world.path)["state"] == "dead"
+    world.attempt(reached=5, job=None)
+    found = status(world.path)
+    assert (found["state"], found["job"]) == ("running", None)
+
+
+def test_a_run_that_is_trained_is_not_submitted_again(world):
+    world.queue(queued("12", "FAILED", code=1 << 8))
+    refuse_if_trained(world.path)
+    attempt = world.attempt(job="12")
+    refuse_if_trained(world.path)
+    world.submitted({"id": "13", "kind": "train"})
+    for job in ("12", "13"):
+        world.queue(queued(job, "PENDING", "BeginTime"))
+        with pytest.raises(HpcrlError, match=rf"job {job} trains it \(PENDING\).*scancel {job}"):
+            refuse_if_trained(world.path)
+    world.queue()
+    refuse_if_trained(world.path)
+    world.beat(attempt, 5)
+    with pytest.raises(HpcrlError, match=r"attempt 1 trains it .*heartbeat"):
+        refuse_if_trained(world.path)
+    world.attempt(job=None)
+    with pytest.raises(HpcrlError, match=rf"attempt 2 trains it .process {os.getpid()}"):
+        refuse_if_trained(world.path)
+
+
+def test_an_attempt_that_is_over_does_not_run_while_the_next_one_starts(world, status):
+    world.attempt(reached=5, job="12")
+    world.submitted({"id": "12", "kind": "train"}, {"id": "13", "kind": "train", "submitted": "2099-01-01"})
+    world.queue(queued("12", "CANCELLED"), queued("13", "RUNNING"))
+    found = status(world.path)
+    assert (found["state"], found["job"]) == ("starting", "13")
+    assert found["attempts"][0]["ended"] == "it was cancelled before it could save"
+
+
 # --- A job that is over ---------------------------------------------------------------------------
 
 CRASHED = STARTED.format(1) + "srun: error: node1: task 1: Segmentation fault\nend 2026-11-23 exit code 139\n"
@@ -286,7 +373,8 @@ def test_each_end_of_a_job_has_its_cause(world, status, end, job, log, state, ca
     assert (found["state"], found["cause"]) == (state, cause), found["why"]
     assert words in found["why"]
     if state != "finished":
-        assert found["command"] == f"sbatch slurm/train.sbatch --resume {world.path}"
+        shape = "--nodes=1 --ntasks-per-node=2 --gres=gpu:2"
+        assert found["command"] == f"sbatch {shape} {SCRIPT} --resume {world.path}"
 
 
 @pytest.mark.parametrize(
@@ -345,6 +433,39 @@ def test_a_log_whose_folder_is_missing_is_named(world, status, tmp_path):
     assert found["command"] == f"hpcrl submit --resume {world.path}"
 
 
+@pytest.mark.parametrize("state", ["FAILED", "PENDING"])
+def test_a_run_folder_that_was_removed_needs_a_new_submission(world, status, state):
+    gone = world.path.parent / "dist_run_20200101_000000"
+    reason = "JobLaunchFailure" if state == "FAILED" else "Priority"
+    world.queue(queued("12", state, reason, 4021, output=f"{gone}/jobs/%j_0_log.out"))
+    found = status("12")
+    assert f"run folder {gone} was removed" in found["why"]
+    assert "submit again" in found["advice"] and "mkdir" not in found["advice"]
+
+
+@pytest.mark.parametrize(
+    ("log", "code", "why"),
+    [
+        ("error: data/market.h5: no such file\nsrun: error: node1: task 0: Exited with exit code 2\n", 2,
+         "data/market.h5: no such file"),
+        ("/var/spool/job12: line 47: module: command not found\n", 127, "line 47: module: command not found"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("known", ["hpcrl_%j.log", "%x_%5A.out", None])
+def test_a_plain_job_that_failed_says_why_and_what_next(
+    world, status, tmp_path, monkeypatch, log, code, why, known
+):
+    name = "hpcrl_00012.out" if known and "%x" in known else "hpcrl_12.log"
+    (tmp_path / name).write_text(STARTED.format(1) + log + f"end 2026-11-23 exit code {code}\n")
+    monkeypatch.chdir(tmp_path)
+    row = f"12|FAILED|{code}:0|0:0|2026-11-23T01:34:02|2026-11-23T01:34:06|||hpcrl|1|None"
+    line = queued("12", "FAILED", "NonZeroExitCode", code << 8, output=f"{tmp_path}/{known}")
+    world.queue(*([line] if known else []), books=(row,))
+    found = status("12")
+    assert why in found["why"]
+    assert str(tmp_path / name) in found["advice"] and "submit it again" in found["advice"]
+
+
 def test_a_mistake_before_training_is_told_from_the_log(world, status):
     world.submitted({"id": "12", "kind": "train"})
     text = "error: data/market.h5: no such file; `hpcrl stage` makes market files\n"
@@ -378,7 +499,8 @@ def test_a_failed_stage_is_why_training_never_ran(world, status, state):
     found = status(world.path)
     assert (found["state"], found["cause"]) == ("dead", "dependency")
     assert "its stage job 11 failed (exit code 2): SUPABASE_URL is not set" in found["why"]
-    assert found["command"] == "hpcrl submit --chain stage,train --stage 'supabase --symbols A'"
+    typed = "hpcrl submit --chain stage,train --stage 'supabase --symbols A'"
+    assert found["command"] == f"cd '/home/me/my runs' && {typed}"
     assert ("scancel 12" in found["advice"]) == (state == "PENDING")
 
 
@@ -435,6 +557,33 @@ def test_the_newest_runs_are_a_table_and_slurm_is_asked_once(world, hpcrl):
     assert len([line for line in lines if line.startswith("dist_run_")]) == 2
     assert "dead" in out and "No space left" in out and "5 of 20" in out
     assert [call.split()[0] for call in world.slurm.calls] == ["squeue", "sacct"]
+
+
+def test_the_table_names_a_run_by_its_name_alone(world, hpcrl):
+    for folder in (world.path, Path("checkpoints") / world.path.name):
+        world.attempt(reached=5, end=(1, 5, f"{folder}/x: No space left on device"))
+        _, out, _ = hpcrl("status")
+        assert f"  {world.path.name}/x: No space left" in out
+
+
+def test_the_newest_attempt_says_how_many_epochs_there_are(world, status):
+    attempt = world.attempt(reached=5, end=(75, 5, "SIGTERM"))
+    value = json.loads((attempt.record.path / "attempt.json").read_text())
+    write_json(attempt.record.path / "attempt.json", value | {"live": {"train.epochs": 3000}})
+    assert (status(world.path)["epoch"], status(world.path)["epochs"]) == (5, 3000)
+
+
+def test_odd_names_are_quoted_in_commands(tmp_path, world, status):
+    other = World(tmp_path / "it's $HOME, a folder", world.slurm)
+    for end in ((0, 20, "finished"), (75, 5, "SIGTERM")):
+        other.attempt(job=None, end=end)
+        found = status(other.path)
+        assert shlex.split(found["command"])[-1] == str(other.path), found["command"]
+    gone = tmp_path / "a b" / "12.log"
+    world.submitted({"id": "12", "kind": "train"})
+    world.slurm.says("squeue", queued("12", "FAILED", "JobLaunchFailure", 4021, output="OUT")
+                     .replace(" ", "\x1f").replace("OUT", str(gone)) + "\x1f\n")  # fmt: skip
+    assert status(world.path)["advice"] == f"mkdir -p '{gone.parent}'"
 
 
 # --- Any state of the files -----------------------------------------------------------------------
