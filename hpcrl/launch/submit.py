@@ -29,9 +29,9 @@ from hpcrl.config.load_site import site_of
 from hpcrl.config.site import Kind
 from hpcrl.config.yaml_file import read_mapping
 from hpcrl.launch import task
-from hpcrl.launch.accounting import read_jobs
 from hpcrl.launch.plan import FORMAT, Plan, expanded, python_of, read_submission, with_measured_lead
 from hpcrl.launch.scripts import EXPORT, STAGE_EXPORT, setup, teardown
+from hpcrl.launch.status_alive import refuse_if_trained
 from hpcrl.storage.atomic import to_json, write_error, write_text
 from hpcrl.storage.revision import git_commit
 from hpcrl.storage.run_dir import NAME, RunDir
@@ -139,7 +139,7 @@ def submit(plan: Plan) -> Path:
                 "--local runs the job here, --dry-run shows its script"
             )
     if plan.resume is not None and "train" in plan.chain:
-        _refuse_if_active(plan.resume.path)
+        refuse_if_trained(plan.resume.path)
     with prepared(plan) as run:
         record = new_record(plan, run)
         known = len(record["jobs"])  # of earlier submissions
@@ -308,19 +308,6 @@ def new_record(plan: Plan, run: Path) -> dict[str, Any]:
     if (run / "submission.json").is_file():
         record["jobs"] = read_submission(run)["jobs"]
     return record
-
-
-def _refuse_if_active(run: Path) -> None:
-    """HpcrlError if a job of this run is queued or runs: two would train it in turns."""
-    if not (run / "submission.json").is_file():
-        return
-    trains = [job["id"] for job in read_submission(run)["jobs"] if job["kind"] == "train"]
-    for job in read_jobs(trains).jobs.values():
-        if not job.over:
-            raise HpcrlError(
-                f"{run}: job {job.id} trains it ({job.state}); wait for it (hpcrl status {run}), or cancel "
-                f"it first: scancel {job.id}"
-            )
 
 
 def write_record(run: Path, record: dict[str, Any]) -> None:
