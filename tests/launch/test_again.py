@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -21,10 +22,13 @@ from hpcrl.types import HpcrlError
 JOB = {"SLURM_JOB_ID": "12"}
 CRASH, STOP = 139, 75
 SHOW = "scontrol show job 12"
+SCRIPT = Path(again.__file__).parents[2] / "slurm" / "train.sbatch"
+SBATCH = f"sbatch --nodes=1 --ntasks-per-node=2 --gres=gpu:2 {SCRIPT}"
 
 
 @pytest.fixture
 def slurm(tmp_path, monkeypatch) -> Answers:
+    monkeypatch.delenv("HPCRL_ROOT", raising=False)
     answers = Answers(tmp_path / "bin")
     monkeypatch.setenv("PATH", str(answers.folder))
     monkeypatch.setattr(again, "_PATIENCE_SECONDS", 0.5)
@@ -121,7 +125,7 @@ def test_only_a_job_that_runs_timed_out_or_was_preempted_starts_again(slurm, run
 
 def test_never_means_never_and_names_the_command(slurm, run):
     line = go_on(STOP, run, JOB | {"HPCRL_REQUEUE": "never"})
-    assert not requeued(slurm) and f"sbatch slurm/train.sbatch --resume {run}" in line
+    assert not requeued(slurm) and f"{SBATCH} --resume {run}" in line
     line = go_on(STOP, run, JOB | {"HPCRL_REQUEUE": "nevr"})
     assert not requeued(slurm) and "'nevr' is none of requeue, successor, never" in line
 
@@ -200,7 +204,7 @@ def test_a_site_that_refuses_gets_a_successor_for_a_submitted_run(slurm, run, mo
 def test_a_site_that_refuses_gets_the_command_for_any_other_run(slurm, run):
     slurm.scontrol(refuses="Requested operation is presently disabled for job 12")
     line = go_on(STOP, run, JOB)
-    assert "presently disabled" in line and f"sbatch slurm/train.sbatch --resume {run}" in line
+    assert "presently disabled" in line and f"{SBATCH} --resume {run}" in line
 
 
 def test_a_successor_is_submitted_where_that_is_the_policy_and_once(slurm, run, monkeypatch):
@@ -363,9 +367,48 @@ def test_it_runs_where_torch_cannot_be_imported(slurm, tmp_path, run):
         assert done.returncode == 0 and "put back" in done.stdout, done.stderr + done.stdout
 
 
-def test_the_command_that_goes_on_fits_the_way_the_run_was_begun(run):
-    assert resume_command(run, None) == f"hpcrl train --resume {run}"
-    assert resume_command(run, None, 4) == f"hpcrl train --ranks 4 --resume {run}"
-    assert resume_command(run, "12") == f"sbatch slurm/train.sbatch --resume {run}"
+def test_the_command_that_goes_on_fits_the_way_the_run_was_begun(run, tmp_path):
+    bare = RunDir.create(tmp_path / "other", "{}").path
+    assert resume_command(bare, None) == f"hpcrl train --resume {bare}"
+    assert resume_command(bare, "12") == f"sbatch {SCRIPT} --resume {bare}"
+    assert resume_command(None) == f"sbatch {SCRIPT} --resume RUN"
+    assert resume_command(run) == f"{SBATCH} --resume {run}"
+    Attempt.claim(RunDir(run), 4, who_begins({}, None))
+    assert resume_command(run) == f"hpcrl train --ranks 4 --resume {run}"
     submitted(run, job("12"), job("13", kind="evaluate"))
-    assert resume_command(run, "12") == f"hpcrl submit --chain train,evaluate --resume {run}"
+    assert resume_command(run) == f"hpcrl submit --chain train,evaluate --resume {run}"
+    submitted(run)
+    assert resume_command(run) == f"hpcrl submit --local --resume {run}"
+    Attempt.claim(RunDir(run), 2, who_begins({}, "12"))
+    assert resume_command(run) == f"{SBATCH} --resume {run}", "a local run that a job went on with"
+
+
+@pytest.mark.parametrize(
+    ("ranks", "nodes", "gpus", "options"),
+    [
+        (8, None, None, ""),
+        (8, 1, 8, ""),
+        (8, 2, 4, "--nodes=2 --ntasks-per-node=4 --gres=gpu:4 "),
+        (8, 1, None, "--nodes=1 --ntasks-per-node=8 --gres=none "),
+        (4, 1, 4, "--nodes=1 --ntasks-per-node=4 --gres=gpu:4 "),
+        (16, None, None, "--nodes=2 --ntasks-per-node=8 --gres=gpu:8 "),
+        (3, None, None, "--nodes=1 --ntasks-per-node=3 --gres=gpu:3 "),
+    ],
+)
+def test_sbatch_asks_for_what_the_run_had_unless_the_script_does(run, ranks, nodes, gpus, options):
+    who = who_begins(JOB, "12") | {"nodes": nodes, "gpus_per_node": gpus}
+    Attempt.claim(RunDir(run), ranks, who)
+    assert resume_command(run) == f"sbatch {options}{SCRIPT} --resume {run}"
+
+
+def test_the_command_works_from_any_folder_and_with_any_name(tmp_path, monkeypatch):
+    path = RunDir.create(tmp_path / "it's $HOME, a folder", "{}").path
+    attempt(path, JOB)
+    monkeypatch.chdir(path.parent)
+    assert shlex.split(resume_command(Path(path.name)))[-2:] == ["--resume", str(path)]
+    root = tmp_path / "my install"
+    (root / "slurm").mkdir(parents=True)
+    (root / "slurm" / "train.sbatch").touch()
+    monkeypatch.setenv("HPCRL_ROOT", str(root))
+    assert shlex.split(resume_command(path))[-3] == str(root / "slurm" / "train.sbatch")
+
