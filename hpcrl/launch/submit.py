@@ -59,7 +59,9 @@ _ADVICE = (
 )
 """A word of sbatch's refusal -> where to look."""
 _DOWN = re.compile(
-    r"unable to contact|connect|timed out|communication|configuration source|fetch.config", re.I
+    r"unable to contact|connect|timed out|communication|configuration (source|file)|fetch.config|"
+    r"s_p_parse_file",
+    re.I,
 )
 
 

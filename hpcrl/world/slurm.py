@@ -84,7 +84,10 @@ def run_slurm(argv: Sequence[str], timeout: float = ANSWER_SECONDS) -> str:
         )
     except FileNotFoundError:
         raise NoSlurm(f"no {name} on PATH: this machine has no Slurm, or its module is not loaded") from None
-    except subprocess.TimeoutExpired:
+    except subprocess.TimeoutExpired as error:
+        said = _said(name, (error.stderr or b"").decode(errors="replace"))
+        if _NO_CONF.search(said):  # it tries for a minute
+            raise SlurmDown(f"{name} finds no cluster: {said}") from None
         raise SlurmDown(f"{name} gave no answer within {timeout:g} s; is the Slurm controller up?") from None
     except OSError as error:
         raise NoSlurm(f"{argv[0]} cannot be started: {error.strerror or error}") from None

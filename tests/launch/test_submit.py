@@ -20,6 +20,7 @@ from launch.job_scripts import ROOT, executable
 
 from hpcrl.launch.plan import SubmitRequest, make_plan
 from hpcrl.launch.submit import submit_again
+from hpcrl.storage.attempts import Attempt, who_begins
 from hpcrl.storage.run_dir import RunDir
 from hpcrl.types import HpcrlError
 
@@ -171,6 +172,7 @@ def test_no_secret_is_in_anything_that_is_kept_or_handed_to_slurm(submit, projec
         ("sbatch: error: Requested time limit is invalid (missing or exceeds some limit)", 2, "key is time"),
         ("sbatch: error: Invalid generic resource (gres) specification", 2, "the site's key is gres"),
         ("sbatch: error: Batch job submission failed: Unable to contact slurm controller", 1, "sinfo tells"),
+        ("sbatch: fatal: Unable to process configuration file", 1, "does not answer"),
         ("", 2, "it gave no reason"),
     ],
 )
@@ -197,6 +199,16 @@ def test_a_refusal_leaves_a_resumed_run_as_it_was(submit, project, sbatch, hpcrl
     assert code == 2 and "sbatch refused" in err
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
     assert not (environ.parent / "scancel.called").exists(), "the first job is none of this one's"
+
+
+def test_a_run_that_somebody_trains_is_not_submitted_again(submit, project, sbatch, hpcrl):
+    commands = sbatch().parent
+    assert submit()[0] == 0
+    (run,) = project.glob("checkpoints/dist_run_*")
+    Attempt.claim(RunDir(run), 1, who_begins({}, None))  # by this process, outside Slurm
+    code, _, err = hpcrl("submit", "--resume", run)
+    assert code == 2 and f"attempt 1 trains it (process {os.getpid()} on " in err and err.count("\n") == 1
+    assert (commands / "count").read_text() == "\n", "sbatch was called once"
 
 
 def test_a_chain_that_is_refused_midway_is_cancelled_and_nothing_else(submit, project, sbatch, hpcrl):

@@ -166,6 +166,13 @@ def test_a_machine_without_slurm_and_one_that_hangs_are_told_apart(program):
         show_job("20", timeout=0.2)
 
 
+def test_a_conf_that_is_not_there_is_named_though_the_command_still_tries(program):
+    said = "error: s_p_parse_file: cannot stat file /nonexistent: No such file, retrying in 1sec up to 60sec"
+    program("scontrol", f"echo 'scontrol: {said}' >&2; exec sleep 60")
+    with pytest.raises(SlurmDown, match="scontrol finds no cluster: s_p_parse_file: cannot stat file /none"):
+        show_job("20", timeout=0.5)
+
+
 def test_a_job_of_which_nothing_is_said_is_refused(program):
     program("scontrol", "true")
     with pytest.raises(SlurmRefused, match="nothing about job 20"):
