@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hpcrl.checkpoint.provenance import read_record, recorded_config
+from hpcrl.checkpoint.provenance import read_record, recorded_config, resumed_tree
 from hpcrl.config.load import load_config, overridden
 from hpcrl.config.load_site import SITE, load_site, looks_secret, site_of
 from hpcrl.config.root import Config, changed_keys
@@ -175,7 +175,8 @@ def _resumed_config(request: SubmitRequest, run: RunDir) -> Config:
         return load_config(request.config, request.overrides, ranks=request.ranks, base=read_mapping(frozen))
     record = read_record(RunDir.open(run.path))
     old = recorded_config(record)
-    config = load_config(request.config, request.overrides, ranks=request.ranks, base=record["config"])
+    base = resumed_tree(run, record)
+    config = load_config(request.config, request.overrides, ranks=request.ranks, base=base)
     changed = changed_keys(old, config)
     if changed:
         raise HpcrlError(
