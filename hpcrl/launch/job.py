@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shlex
 import shutil
@@ -15,8 +14,8 @@ from typing import TYPE_CHECKING
 from hpcrl.config.env import HINDSIGHT
 from hpcrl.config.load import load_config, one_process, overridden
 from hpcrl.config.root import Config, live_changes
-from hpcrl.launch.again import LOST_A_PEER, go_on
-from hpcrl.storage.attempts import run_of_job
+from hpcrl.launch.again import FROM_SLURM, LOST_A_PEER, begun_by, go_on
+from hpcrl.launch.again import resume_command as job_command
 from hpcrl.storage.run_dir import RunDir
 from hpcrl.types import STOPPED_EARLY, HpcrlError, RunFailed
 from hpcrl.world.ranks import Ranks, check_size, read_ranks
@@ -86,13 +85,7 @@ def _begun_by_this_job(request: Request) -> Path | None:
     job = job_id(os.environ)
     if job is None or not restart_count(os.environ):
         return None
-    base = None if request.init is None or request.config is not None else _config_of(request.init)
-    for path in (request.config, None):
-        with contextlib.suppress(HpcrlError):
-            folder = load_config(path, request.overrides, base=base).checkpoint.dir
-            if (found := run_of_job(Path(folder), job)) is not None:
-                return found
-    return None
+    return begun_by(job, request.config, request.overrides, request.init)
 
 
 def _begun_or_reserved(request: Request) -> Request:
@@ -259,7 +252,7 @@ def _attempt(
 
 def _job_goes_on(world: World, run: RunDir | None, reason: str, console: TrainingConsole) -> bool:
     """Whether Slurm asked for the stop and was answered; on rank 0. The requeue may end this process."""
-    by_slurm = world.is_main and reason in ("SIGTERM", "SIGUSR2")
+    by_slurm = world.is_main and reason in FROM_SLURM
     line = go_on(STOPPED_EARLY, run.path if run is not None else None) if by_slurm else ""
     if line:
         console.say(line)
@@ -340,14 +333,12 @@ def resume_command(run: RunDir, config: Config, world: World) -> str:
     """What to type to go on, with the live keys that were changed on the command line."""
     from hpcrl.checkpoint.provenance import read_record, recorded_config
 
+    if world.launcher == "slurm":  # a bare hpcrl train would be one process
+        return job_command(run.path)
     sets = live_changes(recorded_config(read_record(run)), config)
     options = [word for item in sets for word in ("--set", item)]
-    if world.launcher == "slurm":  # a bare hpcrl train would be one process
-        start = ["sbatch", "slurm/train.sbatch"]
-    else:
-        start = [*_program(), "train"]
-        options += ["--ranks", str(world.size)] if world.size > 1 else []
-    return shlex.join([*start, "--resume", str(run.path), *options])
+    options += ["--ranks", str(world.size)] if world.size > 1 else []
+    return shlex.join([*_program(), "train", "--resume", str(run.path), *options])
 
 
 def _program() -> list[str]:

@@ -261,8 +261,7 @@ class Attempt:
         if streak >= FRUITLESS:
             raise RunFailed(
                 f"{self.run.path}: {streak} attempts in a row began after epoch {base_epoch or 0} and ended "
-                "without a new checkpoint; not tried again. See why (hpcrl status, and the logs), then "
-                f"go on with sbatch slurm/train.sbatch --resume {self.run.path}"
+                "without a new checkpoint; not tried again. hpcrl status tells why, and how to go on"
             )
 
     def take_over(self, base_epoch: int | None) -> None:

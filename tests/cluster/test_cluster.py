@@ -111,6 +111,7 @@ def test_a_requeued_job_starts_again_and_accounting_has_both(slurm, tmp_path):
     slurm.poll(lambda: len(slurm.sacct(job)) == 2, 30)
 
 
+@pytest.mark.soak
 def test_jobs_without_power_or_network_start_elsewhere_and_the_one_without_network_runs_on(slurm, tmp_path):
     dark, cut = tmp_path / "dark", tmp_path / "cut"
     jobs = {}

@@ -42,6 +42,7 @@ def test_the_time_limits_warning_saves_and_requeues_and_nothing_is_lost(trial, s
     job.assert_whole(reference)
 
 
+@pytest.mark.soak
 def test_a_requeued_job_goes_on_with_its_own_run(trial, slurm, reference):
     job = trial()
     slurm.run("scontrol", "requeue", job.job)

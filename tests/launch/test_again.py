@@ -411,4 +411,3 @@ def test_the_command_works_from_any_folder_and_with_any_name(tmp_path, monkeypat
     (root / "slurm" / "train.sbatch").touch()
     monkeypatch.setenv("HPCRL_ROOT", str(root))
     assert shlex.split(resume_command(path))[-3] == str(root / "slurm" / "train.sbatch")
-

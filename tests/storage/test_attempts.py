@@ -186,7 +186,7 @@ def refused(run: RunDir, base: int | None, who: dict = AGAIN) -> bool:
     try:
         attempt.refuse_if_fruitless(base)
     except RunFailed as error:
-        assert "3 attempts in a row began after epoch" in str(error) and "--resume" in str(error)
+        assert "3 attempts in a row began after epoch" in str(error) and "hpcrl status" in str(error)
         return True
     attempt.folder.metrics.write_text("")
     attempt.take_over(base)
