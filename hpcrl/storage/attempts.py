@@ -92,7 +92,7 @@ def read_attempts(run: Path, strict: bool = False) -> list[AttemptRecord]:
                 raise HpcrlError(f"{file}: format {value['format']!r}, this version reads {FORMAT}")
             record = AttemptRecord(path=folder, **{key: value[key] for key in _FIELDS & value.keys()})
         except (HpcrlError, KeyError, TypeError) as error:
-            if strict and os.path.lexists(file):
+            if strict and not isinstance(error.__cause__, FileNotFoundError):
                 reason = error if isinstance(error, HpcrlError) else f"{file}: is no record of an attempt"
                 raise RunFailed(
                     f"{reason}; nothing was changed. What attempt {number} has saved is beside it: mend that "
