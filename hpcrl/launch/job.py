@@ -234,12 +234,14 @@ def _attempt(
     try:
         code, epoch = _train_in(session, trainer, config, market, stop, console, watchdog)
         reason = _why_stopped(world, stop) if code == STOPPED_EARLY else "finished"
-    except Exception as error:
+    except Exception as met:
+        # Its files are gone, say, because a newer attempt has taken over while it was writing.
+        error = session.superseded() or met
         code = error.exit_code if isinstance(error, HpcrlError) else 1
         reason = str(error) if isinstance(error, HpcrlError) else f"{type(error).__name__}: {error}"
         if world.size > 1 and not isinstance(error, HpcrlError) and _lost_a_peer(error):
             reason = LOST_A_PEER
-        raise
+        raise error from (None if error is met else met)
     finally:
         session.end(code, epoch, reason)
     if code == STOPPED_EARLY:

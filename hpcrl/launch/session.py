@@ -13,6 +13,7 @@ from hpcrl.monitor.metrics import MetricsFile
 from hpcrl.storage.attempts import Attempt, attempt_folder, refuse_if_taken_over, who_begins
 from hpcrl.storage.lock import hold
 from hpcrl.storage.run_dir import RunDir
+from hpcrl.types import HpcrlError
 from hpcrl.world.agree import all_or_none
 from hpcrl.world.collectives import broadcast_object
 from hpcrl.world.slurm import job_id
@@ -75,6 +76,15 @@ class Session:
             return log
 
         return all_or_none(self.world, start)
+
+    def superseded(self) -> HpcrlError | None:
+        """What rank 0 has to say where a newer attempt has begun; not collective."""
+        try:
+            if self.attempt is not None:
+                self.attempt.check()
+        except HpcrlError as error:
+            return error
+        return None
 
     def end(self, code: int, epoch: int | None, reason: str) -> None:
         """Say how it ended, and let go of the run."""

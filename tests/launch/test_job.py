@@ -20,7 +20,7 @@ from hpcrl.market.load import load_market
 from hpcrl.market.stage import stage_synthetic
 from hpcrl.monitor.console import TrainingConsole
 from hpcrl.monitor.metrics import MetricsFile, read_metrics
-from hpcrl.storage.attempts import read_attempts
+from hpcrl.storage.attempts import Attempt, read_attempts, who_begins
 from hpcrl.storage.lock import hold
 from hpcrl.storage.run_dir import RunDir
 from hpcrl.train import learn
@@ -317,3 +317,21 @@ def test_no_watchdog_is_left_behind_when_the_set_up_fails(tmp_path, hpcrl):
     yaml.write_text(json.dumps(TINY | {"market": {"path": "nowhere.h5"}}))
     assert hpcrl("train", "--config", yaml)[0] == 2
     assert not [thread.name for thread in threading.enumerate() if "watchdog" in thread.name]
+
+
+def test_who_fails_after_a_newer_attempt_began_says_that_it_is_superseded(
+    monkeypatch, tmp_path, market_path, hpcrl
+):
+    yaml = tmp_path / "mine.yaml"
+    yaml.write_text(json.dumps(TINY | {"market": {"path": str(market_path)}}))
+
+    def overtaken(trainer, manager, *_rest):
+        (run,) = tmp_path.glob("checkpoints/dist_run_*")
+        Attempt.claim(RunDir(run), 1, who_begins({}, None))
+        raise RunFailed("cannot write checkpoint_epoch_1.pt: No such file or directory")
+
+    monkeypatch.setattr("hpcrl.train.learn", overtaken)
+    code, _, err = hpcrl("train", "--config", yaml)
+    assert code == 1 and "superseded by attempt 2" in err and "cannot write" not in err
+    (run,) = tmp_path.glob("checkpoints/dist_run_*")
+    assert "superseded by attempt 2" in read_attempts(run)[0].end["reason"]
