@@ -203,7 +203,7 @@ def _told(jobs: list[Job], progress: Progress) -> Iterator[tuple[Job, Report]]:
             with lock:
                 counts[symbol][kind] = (rows, total or rows)
                 done, all_rows = map(sum, zip(*counts[symbol].values(), strict=True))
-                progress(symbol, done, all_rows if total else 0)
+                progress(symbol, done, all_rows if total or not rows else 0)
 
         yield job, tell
 

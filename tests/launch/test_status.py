@@ -1,6 +1,6 @@
 """What hpcrl status says of folders that the real code wrote, beside each answer that Slurm may give.
 
-Slurm's answers are stand-ins here; the same on a real cluster: tests/cluster/test_status.py.
+Slurm's answers are stand-ins here; the same on a real cluster: tests/cluster/test_cluster_status.py.
 """
 
 from __future__ import annotations

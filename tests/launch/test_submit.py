@@ -1,6 +1,6 @@
 """hpcrl submit without a cluster: what it refuses, what a dry run shows, what it keeps; no secret anywhere.
 
-A stand-in for sbatch gives answers that are hard to get; the real one: tests/cluster/test_submit.py.
+A stand-in for sbatch gives answers that are hard to get; the real one: tests/cluster/test_cluster_submit.py.
 """
 
 from __future__ import annotations

@@ -110,30 +110,20 @@ def test_a_missing_folder_for_the_log_is_named(slurm, place):
 
 def test_a_failed_stage_is_why_training_never_ran(slurm, place):
     (place / "site.yaml").write_text(json.dumps({"cpus_per_task": 1, "mem": "2G", "gres": "none"}))
-    words = [
-        "submit",
-        "--config",
-        "tiny.yaml",
-        "--site",
-        "site.yaml",
-        "--chain",
-        "stage,train",
-        "--ranks",
-        "1",
-    ]
-    words += ["--stage", "files --path nowhere", "--set", "market.path=other.h5", "--no-wait"]
+    words = ["submit", "--config", "tiny.yaml", "--site", "site.yaml", "--chain", "stage,train"]
+    words += ["--ranks", "1", "--stage", "files --path nowhere", "--set", "market.path=other.h5", "--no-wait"]
     subprocess.run(
         [sys.executable, "-m", "hpcrl", *words], cwd=place, env=slurm.environment(), check=True, timeout=120
     )
     (run,) = place.glob("checkpoints/dist_run_*")
     found = Status(slurm, place, run).wait("dead")
     assert found["cause"] == "dependency" and "nowhere: no such file or folder" in found["why"]
-    assert found["command"] == shlex.join(["hpcrl", *words])
+    assert found["command"] == f"cd {place} && {shlex.join(['hpcrl', *words])}"
 
 
 @pytest.mark.soak
 def test_a_time_limit_that_comes_near_is_told_by_its_name(slurm, place):
-    job = Trial(slurm, place, 5000, "--time=2", HPCRL_REQUEUE="never")
+    job = Trial(slurm, place, 5000, "--time=3", HPCRL_REQUEUE="never")
     assert job.wait() in ("TIMEOUT", "FAILED")
     found = Status(slurm, place, job.run)()
     assert (found["state"], found["cause"]) == ("stopped", "time_limit"), found
