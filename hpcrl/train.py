@@ -6,15 +6,16 @@ import copy
 import os
 import signal
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
 from hpcrl.checkpoint.find import FORMAT
 from hpcrl.checkpoint.manager import CheckpointManager
-from hpcrl.config.load import validate
+from hpcrl.config.load import validate, with_values
 from hpcrl.config.policy import PolicyConfig
 from hpcrl.config.root import Config
 from hpcrl.engine.engine import Engine
@@ -55,6 +56,17 @@ class Trainer:
     env_steps: int = 0
     """Of all ranks and attempts."""
     attempt: int = 1
+    member: dict[str, Any] | None = None
+    """Of a member of a population (``pbt/turn.State``): its hyperparameters and how it came by them."""
+
+    def __post_init__(self) -> None:
+        self.begun = self.config
+        """The config that the run was begun with."""
+
+    def change(self, hyperparameters: dict[str, float]) -> None:
+        """Go on with other values of these keys (``config/pbt.CHANGEABLE``)."""
+        self.config = with_values(self.config, hyperparameters)
+        self.collector.simulator.rewards.reweigh(self.config.env.rewards)
 
     def progress(self) -> dict[str, Any]:
         return {"epoch": self.epoch, "env_steps": self.env_steps, "data_source": self.market.source}
@@ -69,8 +81,8 @@ class Trainer:
             "model": self.engine.snapshot(),
             "return_scale": self.scale.state(),
             "feature_scaler": self.scaler.state(),
-            "pbt": None,
-            "config": self.config.model_dump(mode="json"),
+            "pbt": self.member,
+            "config": self.begun.model_dump(mode="json"),
             "data": {"sha256": self.market.sha256, "source": self.market.source},
             "n_entries": self.collector.simulator.n_entries,
             "n_assets": self.collector.simulator.n_assets,
@@ -87,6 +99,9 @@ class Trainer:
         """
         self.adopt(portable)
         self.epoch, self.env_steps = portable["epoch"], portable["env_steps"]
+        self.member = portable["pbt"]
+        if self.member is not None:
+            self.change(self.member["hyperparameters"])
         if rank_state is not None:
             self.collector.load(rank_state["collector"])
             self.scale.running_N = rank_state["running_return"].to(self.world.device)
@@ -145,6 +160,16 @@ def build(config: Config, world: World, market: Market, scaler: Scaler) -> Train
     return Trainer(config, world, market, scaler, engine, collector, scale)
 
 
+class Turns(Protocol):
+    """What a member of a population does beside training; all of it collective."""
+
+    def due(self, epoch: int) -> bool: ...
+
+    def take(self, trainer: Trainer, save: Callable[[], None]) -> bool:
+        """After ``save``, whose checkpoint the turn begins from. True: the run has to stop here for now."""
+        ...
+
+
 def learn(
     trainer: Trainer,
     manager: CheckpointManager,
@@ -152,10 +177,12 @@ def learn(
     stop: StopFlag,
     console: TrainingConsole,
     watchdog: Watchdog | None = None,
+    turns: Turns | None = None,
 ) -> int:
     """Epochs until the last; returns the exit code. One epoch is one rollout and its update.
 
     ``log`` is there on rank 0 alone. A checkpoint of the start is expected to exist or is written first.
+    ``turns``: of a member of a population.
     """
     watchdog, deadline = watchdog or Watchdog(0), Deadline()
     config, world, engine, collector = trainer.config, trainer.world, trainer.engine, trainer.collector
@@ -165,6 +192,8 @@ def learn(
     watchdog.beat("save", trainer.epoch)
     save(trainer, manager, False, deadline)
     stopping = stop.agreed(world)
+    if turns is not None and not stopping and turns.due(trainer.epoch):  # the last attempt ended before it
+        stopping = turns.take(trainer, lambda: None)
     while trainer.epoch < config.train.epochs and not stopping:
         start = time.perf_counter()
         watchdog.beat("rollout", trainer.epoch + 1)
@@ -172,7 +201,7 @@ def learn(
         console.collected(trainer.epoch + 1, rollout.reward_CNQ.numel())
         watchdog.beat("update", trainer.epoch + 1)
         with collector.watch.span("learn"):
-            learnt = update(engine, rollout, trainer.scale, config, trainer.epoch, world)
+            learnt = update(engine, rollout, trainer.scale, trainer.config, trainer.epoch, world)
             engine.refresh(collector.policy)
         trainer.epoch += 1
         trainer.env_steps += rollout.reward_CNQ.numel() * world.size
@@ -190,9 +219,14 @@ def learn(
             stop.request(signal.SIGUSR2)
         # Asked once an epoch: a signal that came between two answers would end the run unsaved.
         stopping = stop.agreed(world)
-        if kept or stopping or any_rank(world, world.is_main and rolling.due()):
+        turning = turns is not None and not stopping and turns.due(trainer.epoch)
+        if kept or stopping or turning or any_rank(world, world.is_main and rolling.due()):
             watchdog.beat("save", trainer.epoch)
-            save(trainer, manager, kept, deadline)
+            saving = partial(save, trainer, manager, kept, deadline)
+            if turns is not None and turning:
+                stopping = turns.take(trainer, saving)
+            else:
+                saving()
             rolling.restart()
     return 0 if trainer.epoch >= config.train.epochs else STOPPED_EARLY
 

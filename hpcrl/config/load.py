@@ -81,6 +81,18 @@ def validate(tree: dict[str, Any], origin: str, layers: Sequence[Layer] = ()) ->
         raise HpcrlError(explain(error.errors(), layers, origin)) from None
 
 
+def with_values(config: Config, values: dict[str, Any]) -> Config:
+    """The config with these dotted keys changed, checked like any other."""
+    tree = config.model_dump(mode="json")
+    for key, value in values.items():
+        *place, name = key.split(".")
+        section = tree
+        for part in place:
+            section = section[part]
+        section[name] = value
+    return validate(tree, "hyperparameters")
+
+
 def overridden(overrides: Iterable[str], key: str) -> bool:
     """Whether one of the ``--set`` items sets this dotted key."""
     return any(sets(layer.tree, key.split(".")) for layer in _said({}, overrides))

@@ -13,6 +13,7 @@ from hpcrl.config.engine import EngineConfig
 from hpcrl.config.env import EnvConfig
 from hpcrl.config.learn import LearnConfig
 from hpcrl.config.market import MarketConfig
+from hpcrl.config.pbt import PbtConfig
 from hpcrl.config.policy import PolicyConfig
 from hpcrl.config.train import CheckpointConfig, MonitorConfig, TrainConfig
 
@@ -38,6 +39,7 @@ class Config(Section):
     engine: EngineConfig = EngineConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     monitor: MonitorConfig = MonitorConfig()
+    pbt: PbtConfig = PbtConfig()
 
     @model_validator(mode="after")
     def _batches(self) -> Config:

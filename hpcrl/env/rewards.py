@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from hpcrl.config.env import RewardConfig
+from hpcrl.types import HpcrlError
 
 MOST_SCALE = 10.0
 """Of the volatility-scaled return, a guess: a symbol that hardly moves must not rule the sum."""
@@ -197,6 +198,15 @@ class Rewards:
         self.entry_names = tuple(
             f"{name}_{entry}" for name, term in self._moving.items() for entry in term.entry_names()
         )
+
+    def reweigh(self, config: RewardConfig) -> None:
+        """Other weights and parameters, of the same terms: which they are decides what the token shows."""
+        active = {name: weight for name, weight in config.weights.items() if weight}
+        if active.keys() != {name for name, weight in self._config.weights.items() if weight}:
+            raise HpcrlError("env.rewards: a run cannot switch a reward term on or off while it trains")
+        self._config = config
+        self._plain = [(TERMS[name], weight) for name, weight in active.items() if name in TERMS]
+        self._moving_weights = [active[name] for name in self._moving]
 
     def pay(self, step: StepFacts) -> Tensor:
         """Weighted sum of the terms, [N, 1] float64; moves their state."""

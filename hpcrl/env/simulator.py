@@ -101,9 +101,9 @@ class Simulator:
         self._bars = bars
         self._history = history
         self._renews = renew
-        self._rewards = Rewards(config.rewards, self.n_envs, self.device)
-        self.reward_entries = self._rewards.entry_names
-        self._sigma_R = market.sigma_BS.T.flatten() if self._rewards.needs_sigma else None
+        self.rewards = Rewards(config.rewards, self.n_envs, self.device)
+        self.reward_entries = self.rewards.entry_names
+        self._sigma_R = market.sigma_BS.T.flatten() if self.rewards.needs_sigma else None
         self._packed = pack_market(market, self.rules)
         self._token = TokenWriter(market_rows(market), self.n_envs, self.n_assets, len(self.reward_entries))
         self.n_entries = self._token.n_entries
@@ -237,7 +237,7 @@ class Simulator:
         state.drawdown_N1.masked_fill_(mask_N1, 0.0)
         state.reward_N1.masked_fill_(mask_N1, 0.0)
         state.called_N1.masked_fill_(mask_N1, False)
-        self._rewards.begin(mask_N1)
+        self.rewards.begin(mask_N1)
         if state.pending_NA is not None:
             state.pending_NA.masked_fill_(mask_N1, math.nan)
         torch.where(mask_N1, row_NA, state.row_NA, out=state.row_NA)
@@ -266,7 +266,7 @@ class Simulator:
             equity_N1=state.equity_N1,
             drawdown_N1=state.drawdown_N1,
             reward_N1=state.reward_N1,
-            reward_state=self._rewards.entries(),
+            reward_state=self.rewards.entries(),
         )
 
     def step(self, weight_NA: Tensor) -> Step:
@@ -317,11 +317,11 @@ class Simulator:
             drawdown_N1,
             outcome.bankrupt_N1,
             (outcome.equity_raw_N1 - state.equity_N1) / state.equity_N1
-            if self._rewards.needs_return
+            if self.rewards.needs_return
             else None,
             None if self._sigma_R is None else known_mean(self._sigma_R[state.row_NA - 1]),
         )
-        shaped_N1 = self._rewards.pay(facts)
+        shaped_N1 = self.rewards.pay(facts)
         state.drawdown_N1.copy_(drawdown_N1)
         step = Step(
             shaped_N1.to(torch.float32).view(-1),
@@ -366,7 +366,7 @@ class Simulator:
     # ---- checkpoints
 
     def _named(self) -> dict[str, Tensor]:
-        return self._state.named() | self._rewards.named()
+        return self._state.named() | self.rewards.named()
 
     def state_dict(self) -> dict[str, Tensor]:
         """Copies of everything that the next steps depend on, besides market, config and seed."""

@@ -271,10 +271,12 @@ def _train_in(
     watchdog: Watchdog,
 ) -> tuple[int, int]:
     """(exit code, finished epochs) of a claimed attempt; without ``trainer`` the run is resumed."""
+    from hpcrl.launch.member import MemberTurns
     from hpcrl.launch.start import resume
     from hpcrl.train import learn
 
     manager = session.manager(config)
+    turns = MemberTurns.of(session, market, stop, console)
     resumed = trainer is None
     if trainer is None:
         trainer = resume(session.world, config, market, session.run, session.source, manager, console)
@@ -287,9 +289,11 @@ def _train_in(
     for line in left_out(market, config):
         console.say(line)
     console.say(f"Run folder: {session.run.path}")
+    if turns is not None:
+        turns.begin(trainer)
     console.start(trainer.epoch)
     try:
-        code = learn(trainer, manager, log, stop, console, watchdog)
+        code = learn(trainer, manager, log, stop, console, watchdog, turns)
     finally:
         console.stop()
     if code != STOPPED_EARLY:

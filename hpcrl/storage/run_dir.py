@@ -40,40 +40,18 @@ class RunDir:
 
         A name that is taken moves on to the next second. RunFailed when it cannot be written.
         """
-        return cls._made(Path(parent), {"config.json": config_json})
+        return cls(new_folder(Path(parent), NAME, {"config.json": config_json}))
 
     @classmethod
     def reserve(cls, parent: str | Path) -> RunDir:
         """An empty run folder, for a job that will ``begin`` there. RunFailed when it cannot be made."""
-        return cls._made(Path(parent), {})
+        return cls(new_folder(Path(parent), NAME, {}))
 
     def begin(self, config_json: str) -> None:
         """config.json of a reserved folder. HpcrlError if it has one: then it is a run already."""
         if self.config.exists():
             raise HpcrlError(f"{self.path} holds a run already; go on with it by --resume")
         write_text(self.config, config_json)
-
-    @classmethod
-    def _made(cls, parent: Path, files: dict[str, str]) -> RunDir:
-        staged = temporary_path(parent / "dist_run")
-        try:
-            parent.mkdir(parents=True, exist_ok=True)
-            staged.mkdir()
-        except OSError as error:
-            raise write_error(staged, error) from error
-        try:
-            for name, text in files.items():
-                write_text(staged / name, text)
-            moment = datetime.now()
-            while not _claim(staged, parent / moment.strftime(NAME)):
-                moment += timedelta(seconds=1)
-        except BaseException as error:
-            shutil.rmtree(staged, ignore_errors=True)
-            if isinstance(error, OSError):
-                raise write_error(staged, error) from error
-            raise
-        fsync_folder(parent)
-        return cls((parent / moment.strftime(NAME)).absolute())
 
     @classmethod
     def open(cls, path: str | Path) -> RunDir:
@@ -134,6 +112,33 @@ class RunDir:
             if target is not None and _CHECKPOINT.match(target):
                 found.append(self.path / name)
         return found
+
+
+def new_folder(parent: Path, pattern: str, files: dict[str, str]) -> Path:
+    """Make ``parent``/NAME with ``files`` in it, in one rename; NAME is ``pattern`` filled with local time.
+
+    A name that is taken moves on to the next second. RunFailed when it cannot be written.
+    """
+    staged = temporary_path(parent / pattern.partition("%")[0].strip("_"))
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        staged.mkdir()
+    except OSError as error:
+        raise write_error(staged, error) from error
+    try:
+        for name, text in files.items():
+            (staged / name).parent.mkdir(parents=True, exist_ok=True)
+            write_text(staged / name, text)
+        moment = datetime.now()
+        while not _claim(staged, parent / moment.strftime(pattern)):
+            moment += timedelta(seconds=1)
+    except BaseException as error:
+        shutil.rmtree(staged, ignore_errors=True)
+        if isinstance(error, OSError):
+            raise write_error(staged, error) from error
+        raise
+    fsync_folder(parent)
+    return (parent / moment.strftime(pattern)).absolute()
 
 
 def _claim(staged: Path, target: Path) -> bool:
