@@ -13,7 +13,10 @@ import time
 from pathlib import Path
 
 import pytest
+from servers.slurm import poll
 from trial import LONG, PATIENCE, RANKS, Trial, furnish
+
+from hpcrl.storage.run_dir import RunDir
 
 pytestmark = [pytest.mark.cluster, pytest.mark.soak]
 # Updates for minutes: the first epoch does not end.
@@ -230,6 +233,8 @@ def test_a_rank_that_hangs_is_noticed_by_the_others_and_the_job_starts_again(tri
 
 def test_three_attempts_without_a_new_checkpoint_are_the_last(slurm, tmp_path, market_file):
     job = Trial(slurm, furnish(tmp_path, market_file), 1, sets=ENDLESS)
+    first = RunDir(job.wait_attempt(1).path)
+    poll(first.manifest_epochs, 60, lambda: f"the start is not saved: {job.log}")
     for number in (1, 2, 3):
         job.wait_attempt(number)
         job.kill(signal.SIGKILL, 1)
