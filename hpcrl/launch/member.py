@@ -42,7 +42,7 @@ class MemberTurns:
         self.population, self.number, self.member = population, number, member
         self.session, self.windows, self.stop, self.console = session, windows, stop, console
         self.state = State(0, population.start(number))
-        self.taken = 0
+        self.taken, self._began_at = 0, 0
         self._since = time.monotonic()
 
     @classmethod
@@ -76,6 +76,7 @@ class MemberTurns:
         if trainer.member is None:
             trainer.member = self.state.to_dict()
         self.state = State.from_dict(trainer.member)
+        self._began_at = trainer.epoch
         self.console.say(
             f"Member {self.number} of {len(self.population.members)} of {self.population.path}, after "
             f"generation {self.state.generation} of {self.population.generations}"
@@ -98,7 +99,7 @@ class MemberTurns:
         self.state = plan.state
         trainer.member = plan.state.to_dict()
         all_or_none(world, lambda: member.prune(plan.state.generation) if member else None)
-        self.taken += 1
+        self.taken += trainer.epoch > self._began_at  # not the one that the last attempt left to this one
         if member is not None and record is not None:
             self._tell(member, record, plan, time.monotonic() - began, trained)
         self._since = time.monotonic()

@@ -85,7 +85,10 @@ class Population:
             "windows": windows,
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
         }
-        files = {"population.json": to_json(record)}
+        text = to_json(record)
+        # Chance is dealt out key by key: to whoever makes the members in the order in which all read them.
+        config = validate(json.loads(text)["config"], "the population's config")
+        files = {"population.json": text}
         for member in range(config.pbt.members):
             own = member_config(config, member)
             text = yaml.safe_dump(own.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
