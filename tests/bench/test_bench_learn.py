@@ -31,7 +31,10 @@ def train_and_judge(task: str, window: int, epochs: int, seed: int) -> SeedResul
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("task", "window", "epochs"), [("L2", 32, 8), ("L5", 32, 20), ("L5", 8, 24)])
+@pytest.mark.parametrize(
+    ("task", "window", "epochs"),
+    [("L2", 32, 8), pytest.param("L5", 32, 20, marks=pytest.mark.soak), ("L5", 8, 24)],
+)
 def test_the_last_policy_reaches_nine_tenths_of_the_oracle_on_fresh_bars(task, window, epochs, one_rank):
     """A signal behind a cost; a cue of 12 bars ago inside one window; the same beyond one (two layers)."""
     found = train_and_judge(task, window, epochs, seed=0)

@@ -43,6 +43,7 @@ class Status:
         return found
 
 
+@pytest.mark.soak
 def test_one_run_through_crash_dead_controller_lost_node_and_cancel(slurm, place):
     job = Trial(slurm, place, 2000)
     job.wait_epoch(3)
