@@ -61,11 +61,21 @@ def _weights() -> tuple[str, ...]:
 
 
 def start(own: Values, pbt: PbtConfig, seed: int, member: int) -> Values:
-    """Where a member begins: the first with the config's own values, the others drawn from the space."""
+    """Where a member begins: the first with the config's own values, the others spread over the space.
+
+    A Latin hypercube (McKay et al. 1979): each key's scale is cut into as many parts as there are others, and
+    each part is somebody's, so that few members cover it too.
+    """
     if member == 0 or not pbt.spread_start:
         return dict(own)
-    rng = stream(seed, member, 0, START)
-    return {key: _fit(key, draw(bounds, rng.random()), bounds) for key, bounds in pbt.space.items()}
+    others = pbt.members - 1
+    shuffling, within = stream(seed, 0, 0, START), stream(seed, member, 0, START)
+    found = {}
+    for key, bounds in pbt.space.items():
+        lots = [shuffling.random() for _ in range(others)]
+        part = sorted(range(others), key=lots.__getitem__).index(member - 1)
+        found[key] = _fit(key, draw(bounds, (part + within.random()) / others), bounds)
+    return found
 
 
 def explore(donor: Mapping[str, float], pbt: PbtConfig, rng: np.random.Generator) -> Values:
