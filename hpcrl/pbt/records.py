@@ -13,7 +13,9 @@ import json
 import math
 import os
 import re
+from bisect import bisect_left
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -21,7 +23,7 @@ from typing import Any
 from hpcrl.pbt.population import Population
 from hpcrl.pbt.select import Seen
 from hpcrl.storage.atomic import write_text
-from hpcrl.types import HpcrlError
+from hpcrl.types import HpcrlError, RunFailed
 
 FORMAT = 1
 ALARM_TURNS = 3
@@ -34,6 +36,13 @@ def record_name(generation: int) -> str:
 
 def snapshot_name(generation: int) -> str:
     return f"{generation:06d}.pt"
+
+
+@cache
+def _generation(name: str) -> int | None:
+    """Of a record's file; None for any other. Remembered: all members use the same names, in each turn."""
+    found = _NAME.match(name)
+    return int(found[1]) if found else None
 
 
 @dataclass(frozen=True)
@@ -71,7 +80,13 @@ class Record:
         return Seen(self.member, self.generation, self.sha256, self.scores, usable)
 
     def write(self, folder: Path) -> str:
-        """Its sha256."""
+        """Its sha256. RunFailed: it cannot be written, or a score is no number."""
+        bad = [window for window, score in enumerate(self.scores) if not math.isfinite(score)]
+        if bad:
+            raise RunFailed(
+                f"member {self.member}, epoch {self.epoch}: the score of validation window {bad[0]} is "
+                f"{self.scores[bad[0]]}: the policy gives no finite numbers any more"
+            )
         value = asdict(self)
         del value["sha256"]
         extra = {"format": FORMAT, "objective": self.objective, "spread": self.spread}
@@ -156,8 +171,11 @@ class Reader:
         self.skipped: dict[Path, str] = {}
         """What could not be read in this turn, and why."""
         self._streak: dict[Path, int] = {}
+        self._listed: dict[Path, list[int]] | None = None
+        """In a member's turn each folder is listed once; None: no turn has begun, each time."""
 
     def begin_turn(self) -> None:
+        self._listed = {}
         self._streak = {path: self._streak.get(path, 0) + 1 for path in self.skipped}
         self.skipped = {}
 
@@ -168,13 +186,25 @@ class Reader:
     def newest(self, member: int, most_steps: float = math.inf) -> tuple[Record, Path] | None:
         """The newest record with at most so many env steps, and the folder (attempts/N/pbt) it is in."""
         folder = self.folder(member)
-        if folder is None:
-            return None
-        for generation in self.generations(folder):
-            record = self.record(folder, member, generation)
-            if record is not None and record.env_steps <= most_steps:
+        generations = self.generations(folder) if folder is not None else []
+        while folder is not None and generations:
+            record = self.record(folder, member, generations[0])
+            if record is None:
+                generations = generations[1:]
+            elif record.env_steps <= most_steps:
                 return record, folder
+            else:  # far ahead of us: its records are many, and steps grow with generations
+                generations = generations[self._first(folder, member, generations, most_steps) :]
         return None
+
+    def _first(self, folder: Path, member: int, generations: list[int], most_steps: float) -> int:
+        """The place of the newest that may have no more steps; one that cannot be read may."""
+
+        def may(generation: int) -> bool:
+            record = self.record(folder, member, generation)
+            return record is None or record.env_steps <= most_steps
+
+        return bisect_left(generations, True, key=may)
 
     def folder(self, member: int) -> Path | None:
         """attempts/N/pbt of the newest attempt that has taken over; None while there is none."""
@@ -202,12 +232,17 @@ class Reader:
 
     def generations(self, folder: Path) -> list[int]:
         """Newest first."""
+        if self._listed is not None and folder in self._listed:
+            return self._listed[folder]
         try:
             names = self.share.names(folder / "records")
         except OSError as error:
             self.skipped[folder / "records"] = error.strerror or str(error)
             return []
-        return sorted((int(found[1]) for found in map(_NAME.match, names) if found), reverse=True)
+        found = sorted((number for name in names if (number := _generation(name)) is not None), reverse=True)
+        if self._listed is not None:
+            self._listed[folder] = found
+        return found
 
     def record(self, folder: Path, member: int, generation: int) -> Record | None:
         path = folder / "records" / record_name(generation)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -29,6 +30,7 @@ from hpcrl.pbt.select import decide
 from hpcrl.storage.atomic import fsync_folder, sha256_of, stage, write_error
 from hpcrl.types import HpcrlError
 
+_SNAPSHOT = re.compile(r"^\d{6}\.pt$")
 KEPT_PINS = 4
 """Generations for which a donor's snapshot stays pinned: as far back as a run may have to resume."""
 
@@ -137,6 +139,7 @@ class Member:
             record = replace(record, sha256=record.write(self.folder / "records"))
         told = {"sha256": record.sha256, "objective": record.objective, "spread": record.spread}
         self.journal.append("published", generation, **told, env_steps=record.env_steps)
+        self.reader.begin_turn()
         return record
 
     def choose(self, state: State, record: Record) -> Plan:
@@ -166,7 +169,6 @@ class Member:
 
     def _decide(self, record: Record, notes: list[str]) -> dict[str, Any]:
         generation, population = record.generation, self.population
-        self.reader.begin_turn()
         found = {}
         for member in population.members:
             if member != self.number and (newest := self.reader.newest(member, record.env_steps)):
@@ -243,17 +245,20 @@ class Member:
         return Plan(plan.before, after, reason=f"kept: {why}", notes=plan.notes)
 
     def prune(self, generation: int) -> None:
-        """Own snapshots that nobody will ask for any more, or that there is no room for. Never the newest."""
-        folder = self.folder / "snapshots"
-        there = [g for g in self.reader.generations(self.folder) if (folder / snapshot_name(g)).exists()]
+        """Own snapshots that nobody will ask for any more, or that there is no room for. Never the newest.
+
+        Who has S env steps behind it asks for the newest of ours with no more: all before that one may go.
+        """
         newest = [self.reader.newest(m) for m in self.population.members if m != self.number]
-        least = min((found[0].env_steps if found else 0) for found in newest)
+        asked = self.reader.newest(self.number, min(found[0].env_steps if found else 0 for found in newest))
+        first = asked[0].generation if asked else 0
+        folder = self.folder / "snapshots"
+        there = [int(name[:-3]) for name in reversed(_names(folder)) if _SNAPSHOT.match(name)]
         room = self.population.pbt.keep_gb * 1e9 / len(self.population.members)
         gone = []
-        for g in there[1:]:  # newest first
-            record = self.published(g)
+        for g in there:  # newest first
             room -= (folder / snapshot_name(g)).stat().st_size
-            if record is None or record.env_steps < least or room < 0:
+            if g != there[0] and (g < first or room < 0):
                 gone.append(g)
         if gone:
             self.owner.check()
@@ -297,7 +302,7 @@ def _inherit(source: Path, own: Path) -> None:
             for name in _names(source / part):
                 if name[0] != ".":
                     with contextlib.suppress(FileNotFoundError):  # pruned at this moment
-                        _put(source / part / name, own / part / name)
+                        _link(source / part / name, own / part / name)
             fsync_folder(own / part)
     except OSError as error:
         raise write_error(own, error) from None
@@ -317,6 +322,12 @@ def _names(folder: Path) -> list[str]:
 
 
 def _put(source: Path, target: Path) -> None:
+    """``_link``, durable."""
+    _link(source, target)
+    fsync_folder(target.parent)
+
+
+def _link(source: Path, target: Path) -> None:
     """``target`` as another name of ``source``, or a copy where the share has no hard links.
 
     FileNotFoundError: there is no ``source``. RunFailed: it cannot be written.
@@ -330,4 +341,3 @@ def _put(source: Path, target: Path) -> None:
     except OSError:
         with source.open("rb") as file:
             stage(target, partial(shutil.copyfileobj, file)).commit()
-    fsync_folder(target.parent)
