@@ -99,6 +99,8 @@ def parse(data: bytes, population: Population, member: int, generation: int) -> 
     """HpcrlError saying what is wrong with it."""
     try:
         value = json.loads(data.decode())
+        if not data.endswith(b"\n"):  # torn by one byte: whole JSON, but its sha256 is that of no file
+            raise ValueError
     except (ValueError, RecursionError):
         raise HpcrlError("is no whole JSON") from None
     if not isinstance(value, dict) or value.get("format") != FORMAT:
