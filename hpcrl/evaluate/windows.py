@@ -27,7 +27,7 @@ from hpcrl.market.splits import Split
 from hpcrl.market.tensors import MarketTensors
 from hpcrl.policy import Policy
 
-MOST_ACCOUNTS = 2048
+MOST_ACCOUNTS = 512
 """Played side by side; bounds the memory of attention."""
 
 
