@@ -1,7 +1,7 @@
 """The command ``hpcrl``: verbs only. A verb parses, calls one function, prints the path that it made.
 
-``cli_stage`` and ``cli_bench`` hold the verbs of ``hpcrl stage`` and ``hpcrl bench``, ``cli_submit`` and
-``cli_status`` the verbs ``submit`` and ``status``.
+``cli_stage``, ``cli_bench`` and ``cli_pbt`` hold the verbs of ``hpcrl stage``, ``hpcrl bench`` and
+``hpcrl pbt``, ``cli_submit`` and ``cli_status`` the verbs ``submit`` and ``status``.
 
 Exit codes: 0 done, 1 failed, 2 bad usage, config or input, 70 hung, 75 stopped early and resumable.
 """
@@ -18,6 +18,7 @@ import typer
 import hpcrl
 from hpcrl.cli_bench import bench_app
 from hpcrl.cli_options import Json, Sets
+from hpcrl.cli_pbt import pbt_app
 from hpcrl.cli_stage import stage_app
 from hpcrl.cli_status import status
 from hpcrl.cli_submit import submit
@@ -28,6 +29,7 @@ app = typer.Typer(
 )
 app.add_typer(stage_app, name="stage")
 app.add_typer(bench_app, name="bench")
+app.add_typer(pbt_app, name="pbt")
 app.command()(submit)
 app.command()(status)
 

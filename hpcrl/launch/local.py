@@ -181,14 +181,14 @@ class _Forwarder:
             for order, number in enumerate(list(self._pending)):
                 for child in psutil.Process().children():
                     # Before its handlers stand a signal would kill it.
-                    if (order, child.pid) not in told and _catches(child.pid, READY):
+                    if (order, child.pid) not in told and catches(child.pid, READY):
                         told.add((order, child.pid))
                         with contextlib.suppress(psutil.Error):
                             child.send_signal(number)
             self._done.wait(0.1)
 
 
-def _catches(pid: int, number: int) -> bool:
+def catches(pid: int, number: int) -> bool:
     """Whether the process has a handler for the signal."""
     try:
         found = re.search(r"^SigCgt:\s*(\w+)$", Path(f"/proc/{pid}/status").read_text(), re.M)
