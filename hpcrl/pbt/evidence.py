@@ -19,6 +19,8 @@ from hpcrl.pbt.records import Reader, Record, parse, record_name
 from hpcrl.types import HpcrlError
 
 Line = dict[str, Any]
+SUMS = ("objective", "spread", "env_steps")
+"""What a record and its line ``published`` say of it."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,7 @@ class Evidence:
         self._of_inode: dict[tuple[int, int], str] = {}
         self._spoilt: dict[tuple[int, int, str], str] = {}
         self._parsed: dict[tuple[int, int, str], Record] = {}
+        self._sums: dict[tuple[int, int, str], tuple[dict[str, Any], dict[str, Any]]] = {}
         self.chapters = {member: list(self._read_member(member)) for member in population.members}
         """Of each member, by attempt."""
         for chapters in self.chapters.values():
@@ -97,9 +100,16 @@ class Evidence:
                 raise HpcrlError(f"{name}: {error}") from None
         return self._parsed[key]
 
-    def raw(self, record: Record) -> dict[str, Any]:
-        """The record's file as it stands, with what follows from the scores too."""
-        return json.loads(self._data[record.member, record.generation, record.sha256])
+    def sums(self, record: Record) -> tuple[dict[str, Any], dict[str, Any]]:
+        """objective, spread and env_steps: as they follow from the record, and as its file has them."""
+        key = (record.member, record.generation, record.sha256)
+        if key not in self._sums:
+            raw = json.loads(self._data[key])
+            self._sums[key] = (
+                {name: getattr(record, name) for name in SUMS},
+                {name: raw[name] for name in SUMS},
+            )
+        return self._sums[key]
 
     def _read_member(self, member: int) -> Iterator[Chapter]:
         attempts = self.population.folder(member) / "attempts"

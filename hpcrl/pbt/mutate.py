@@ -74,7 +74,7 @@ def start(own: Values, pbt: PbtConfig, seed: int, member: int) -> Values:
     for key, bounds in pbt.space.items():
         lots = [shuffling.random() for _ in range(others)]
         part = sorted(range(others), key=lots.__getitem__).index(member - 1)
-        found[key] = _fit(key, draw(bounds, (part + within.random()) / others), bounds)
+        found[key] = fit(key, draw(bounds, (part + within.random()) / others), bounds)
     return found
 
 
@@ -90,7 +90,7 @@ def explore(donor: Mapping[str, float], pbt: PbtConfig, rng: np.random.Generator
             value = draw(bounds, u)
         else:
             value = perturb(key, donor[key], bounds, pbt.factors[int(u * len(pbt.factors))])
-        found[key] = _fit(key, value, bounds)
+        found[key] = fit(key, value, bounds)
     return found
 
 
@@ -113,7 +113,8 @@ def perturb(key: str, value: float, bounds: Hyperparameter, factor: float) -> fl
     return moved
 
 
-def _fit(key: str, value: float, bounds: Hyperparameter) -> float:
+def fit(key: str, value: float, bounds: Hyperparameter) -> float:
+    """The nearest value within the bounds that the key can have."""
     fitted = min(max(value, bounds.low), bounds.high)
     if key in WHOLE:
         return int(min(max(round(fitted), np.ceil(bounds.low)), np.floor(bounds.high)))

@@ -23,7 +23,7 @@ import yaml
 from hpcrl.config.load import validate, with_values
 from hpcrl.config.pbt import MIN_WINDOWS, PbtConfig
 from hpcrl.config.root import LIVE_KEYS, Config, flatten, is_live
-from hpcrl.pbt.mutate import Values, seed_of, start, values_of
+from hpcrl.pbt.mutate import Values, fit, seed_of, start, values_of
 from hpcrl.storage.atomic import read_json, to_json
 from hpcrl.storage.run_dir import new_folder
 from hpcrl.types import HpcrlError
@@ -154,6 +154,13 @@ def check(config: Config, windows: int) -> None:
     """What can be wrong with a population before it begins. HpcrlError, one line."""
     pbt = config.pbt
     values_of(config)
+    for key, bounds in pbt.space.items():
+        for bound in (bounds.low, bounds.high):
+            try:
+                with_values(config, {key: fit(key, bound, bounds)})
+            except HpcrlError as error:
+                why = str(error).partition(": ")[2]
+                raise HpcrlError(f"pbt.space: {key} cannot go as far as its bound {bound:g}: {why}") from None
     if config.train.epochs < pbt.interval:
         raise HpcrlError(
             f"train.epochs = {config.train.epochs} is less than pbt.interval = {pbt.interval}: members would "

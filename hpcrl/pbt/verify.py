@@ -191,10 +191,11 @@ class _Course:
         own = self.line(generation, "decided").get("records", [[None, None, record.sha256]])[0][2]
         if own != record.sha256:
             self.wrong(generation, f"published {record.sha256[:12]}..., but decided by {own[:12]}...")
-        for name, told in (("published", line), ("the record", self.evidence.raw(record))):
-            for key in ("objective", "spread", "env_steps"):
-                if not _close(told[key], getattr(record, key)):
-                    self.wrong(generation, f"{name}: {key} is {told[key]}, not {getattr(record, key)}")
+        expected, raw = self.evidence.sums(record)
+        for name, told in (("published", line), ("the record", raw)):
+            for key, value in expected.items():
+                if not _close(told[key], value):
+                    self.wrong(generation, f"{name}: {key} is {told[key]}, not {value}")
         for text in self._implausible(record):
             self.wrong(generation, f"the record: {text}")
         self.last = record

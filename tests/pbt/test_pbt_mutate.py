@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 
 import numpy as np
 import pytest
@@ -160,7 +161,7 @@ def wander(count: int) -> int:
     narrow = {
         "learn.lr": {"low": 2.9e-4, "high": 3.1e-4, "scale": "log"},
         "learn.gamma": {"low": 0.98999, "high": 0.990001, "scale": "one_minus"},
-        "learn.ppo_epochs": {"low": 3.5, "high": 6.5},
+        "learn.ppo_epochs": {"low": 2.5, "high": 5.5},
         "learn.gae_lambda": {"low": 0, "high": 1},
     }
     kinds = [
@@ -273,6 +274,31 @@ def test_a_start_that_is_none_is_refused_by_name(space, sections, message):
     with pytest.raises(HpcrlError) as error:
         values_of(with_space(space, **sections))
     assert message in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "bounds", "message"),
+    [
+        (
+            "learn.lr",
+            {"high": 2},
+            "learn.lr cannot go as far as its bound 2: learn.lr = 2.0: input should be less",
+        ),
+        ("learn.gae_lambda", {"low": -1, "high": 1}, "learn.gae_lambda cannot go as far as its bound -1: "),
+        ("learn.ppo_epochs", {"low": 0, "high": 8}, "learn.ppo_epochs cannot go as far as its bound 0: "),
+        ("learn.ppo_epochs", {"low": 0.5, "high": 8.5}, ""),
+    ],
+)
+def test_bounds_that_the_config_does_not_allow_are_refused_before_anybody_begins(
+    tmp_path, key, bounds, message
+):
+    space = {"learn.gamma": {}, key: bounds}
+    if message:
+        with pytest.raises(HpcrlError, match=f"^pbt.space: {re.escape(message)}"):
+            new_population(tmp_path, space=space)
+        assert list(tmp_path.iterdir()) == []
+    else:
+        assert new_population(tmp_path, space=space).start(1)[key] in range(1, 9)
 
 
 @pytest.mark.parametrize("factor", [0.8, 1.2])

@@ -413,6 +413,31 @@ def test_a_stale_attempt_ends_and_has_written_nothing(tmp_path):
     assert {path: path.stat().st_mtime_ns for path in stale.folder.rglob("*")} == before
 
 
+def test_an_attempt_that_is_replaced_after_it_has_published_decides_nothing(tmp_path):
+    population = others_first(tmp_path)
+    stale = Player(population, 0)
+    choose = stale.member.choose
+
+    def choose_late(state, record):
+        Player(population, 0)
+        return choose(state, record)
+
+    stale.member.choose = choose_late  # type: ignore[method-assign]
+    with pytest.raises(Superseded):
+        stale.train()
+    assert lines_of(stale, "published") and not lines_of(stale, "decided")
+
+
+def test_a_snapshot_whose_record_never_came_gives_way_to_the_one_that_is_published(tmp_path):
+    population = others_first(tmp_path)
+    player = Player(population, 0)
+    snapshot = player.folder / "snapshots" / snapshot_name(1)
+    snapshot.write_text("of an attempt that ended between the two")
+    player.train(1)
+    record = player.member.published(1)
+    assert record is not None and sha256_of(snapshot) == record.snapshot
+
+
 def test_what_a_stale_attempt_writes_late_is_never_referred_to(tmp_path):
     population = new_population(tmp_path, 5)
     players = {number: Player(population, number).train(2) for number in population.members}

@@ -421,3 +421,10 @@ def test_two_attempts_that_both_carried_out_a_generation_are_each_judged_by_thei
         paths for (member, _), paths in record_files(population).items() if member == 0 and len(paths) > 1
     ]
     assert len({path.read_bytes() for paths in twice for path in paths}) > len(twice)
+    stales = next(line for line in read_journal(stale.member.journal.path) if line["generation"] == 2)
+
+    def by_the_stale_attempts_record(lines: Lines) -> None:
+        lines[at("decided", 2)(lines)]["records"][0][2] = stales["sha256"]
+
+    rewrite(newer.member.journal.path, by_the_stale_attempts_record)
+    assert f"but decided by {stales['sha256'][:12]}..." in texts(verify(population))
