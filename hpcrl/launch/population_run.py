@@ -130,7 +130,10 @@ class Runner:
             self.waiting.remove(member)
             taken = {each.place for each in self.running}
             place = next(k for k in range(self.places.count) if k not in taken)
-            self.running.append(self._start(member, place))
+            try:
+                self.running.append(self._start(member, place))
+            except HpcrlError as error:  # a full disk: the others may be about to end well
+                self._leave(member, str(error))
 
     def _start(self, member: int, place: int) -> _Running:
         folder = self.population.folder(member)
@@ -212,8 +215,8 @@ class Runner:
             if code != STOPPED_EARLY:
                 say(f"member {member}: ended by {_said(code)}; it goes on from its newest checkpoint")
 
-    def _leave(self, member: int, why: str, log: Path) -> None:
-        self.left[member] = f"{why} (log: {log})"
+    def _leave(self, member: int, why: str, log: Path | None = None) -> None:
+        self.left[member] = f"{why} (log: {log})" if log else why
         say(f"member {member}: left, {why}")
 
     def _reached(self, member: int) -> tuple[int, int]:

@@ -64,11 +64,12 @@ def _title(population: Population, past: Sequence[Past]) -> str:
     best = best_of(past)
     assert best is not None
     exploits = sum(one.exploits for one in past)
+    copies = "1 copy" if exploits == 1 else f"{exploits} copies"
     source = data_source(population)
     words = "" if source is None else f"  |  data source: {source}"
     words += " (made-up bars: no performance claim)" if source is not None and made_up(source) else ""
     return (
-        f"{population.path.name}  |  {len(past)} members, {exploits} cop{'y' if exploits == 1 else 'ies'}{words}\n"
+        f"{population.path.name}  |  {len(past)} members, {copies}{words}\n"
         f"best: member {best.member}, generation {best.generation} of {population.generations}, objective "
         f"{best.objective:.3g} \N{PLUS-MINUS SIGN} {best.spread:.2g}"
     )

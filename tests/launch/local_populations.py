@@ -1,7 +1,7 @@
 """Stand-ins for members, which publish without training, and small populations that train.
 
-A stand-in is a package ``hpcrl`` in the working folder whose __main__ is the one below for ``train``; all else
-in it is the real thing.
+A stand-in is a package ``hpcrl`` in the working folder: its __main__ is the one below for ``train``, its
+other modules are the real ones.
 """
 
 from __future__ import annotations
