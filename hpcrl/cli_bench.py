@@ -109,6 +109,38 @@ def bench_learn(
     sys.exit(0 if met else 1)
 
 
+@bench_app.command("pbt")
+def bench_pbt(
+    out: Annotated[
+        Path, typer.Option("--out", help="Folder for the populations; goes on where it was left.")
+    ],
+    task: Annotated[str, typer.Option(help="A planted market.")] = "L2",
+    seeds: Annotated[int, typer.Option(min=1)] = 3,
+    members: Annotated[int, typer.Option(min=2)] = 4,
+    low: Annotated[float, typer.Option(help="Lowest learning rate.")] = 3e-5,
+    high: Annotated[float, typer.Option(help="Highest learning rate.")] = 3e-3,
+    config: Annotated[Path, typer.Option("--config")] = Path("yaml/learn_pbt.yaml"),
+    sets: Sets = None,
+    at_once: Annotated[int | None, typer.Option(min=1, help="Members at a time.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="PNG to write.")] = None,
+    as_json: Json = False,
+) -> None:
+    """A population against the learning rates that it starts from, held fixed, at equal env steps."""
+    from hpcrl.bench.population import Spread
+    from hpcrl.bench.population import bench_pbt as run
+    from hpcrl.bench.population_plot import told, write_spread
+
+    spread = Spread(task, members, low, high)
+    result = run(seeds, config, tuple(sets or ()), out, at_once=at_once, spread=spread, told=told)
+    if plot is not None:
+        write_spread(result, plot)
+    ends = result["interval"]
+    interval = f" ({ends[0]:+.4f} to {ends[1]:+.4f})" if ends else ""
+    words = f"population - best fixed rate: {result['difference']:+.4f}{interval}"
+    print(json.dumps(result) if as_json else words)
+    sys.exit(0 if result["passed"] else 1)
+
+
 @bench_app.command("stage")
 def bench_stage(
     symbols: Annotated[int, typer.Option(min=1, help="Synthetic symbols of the file.")] = 6,
