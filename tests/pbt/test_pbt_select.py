@@ -181,7 +181,7 @@ def rate_of_exploits(turns: Iterable[list[Seen]], number: int = TURNS) -> float:
 @pytest.mark.parametrize("common", [0.0, 3.0], ids=["independent windows", "windows good or bad for all"])
 @pytest.mark.parametrize(("members", "windows"), [(4, 16), (8, 24)])
 def test_members_that_are_alike_exploit_at_the_tests_level(members, windows, common, record_property):
-    generator = rng(members)
+    generator = np.random.default_rng([members, int(common)])
     rate = rate_of_exploits(alike(generator, members, windows, common) for _ in range(10 * TURNS))
     low, high = (count / TURNS for count in stats.binom.interval(0.99, TURNS, PBT.level))
     record_property(f"exploit rate, {members} members alike, common {common:g}", f"{rate:.4f}")
@@ -201,12 +201,19 @@ class BothOnAll(Seen):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("common", [0.0, 3.0], ids=["independent windows", "windows good or bad for all"])
-def test_on_the_same_windows_members_that_are_alike_would_exploit_in_40_to_49_of_100_turns(common):
-    """Why the halves: the last of eight by chance looks worse than the first by chance, in those windows."""
-    generator = rng(8)
+@pytest.mark.parametrize(("members", "windows"), [(8, 60), (16, 40)])
+def test_on_the_same_windows_members_that_are_alike_would_exploit_in_40_to_49_of_100_turns(
+    members, windows, record_property
+):
+    """Why the halves: in the windows by which they were ranked, the last by chance does look worse.
+
+    Over 10,000 turns: 0.34 with 4 members, 0.41 to 0.43 with 8, 0.46 to 0.47 with 16.
+    """
+    generator = rng(members)
     turns = (
-        [BothOnAll(s.member, 1, "", s.scores, True) for s in alike(generator, 8, 24, common)]
+        [BothOnAll(seen.member, 1, "", seen.scores, True) for seen in alike(generator, members, windows, 0)]
         for _ in range(10 * TURNS)
     )
-    assert 0.40 <= rate_of_exploits(turns) <= 0.49
+    rate = rate_of_exploits(turns)
+    record_property(f"exploit rate on the same windows, {members} members alike", f"{rate:.4f}")
+    assert 0.40 <= rate <= 0.49
