@@ -3,6 +3,7 @@
 hpcrl submit --config yaml/train_8gpu.yaml --site yaml/site/mine.yaml
 hpcrl submit --config yaml/train_8gpu.yaml --chain stage,train,evaluate --stage "supabase --symbols AAPL,MSFT"
 hpcrl submit --resume checkpoints/dist_run_20260102_030405 --set train.epochs=200
+hpcrl submit --pbt --config yaml/pbt.yaml --members 8 --gpus-per-member 1 --throttle 4
 """
 
 from __future__ import annotations
@@ -25,6 +26,22 @@ if TYPE_CHECKING:  # pydantic and submitit: not for --help
 _STAGE_VERBS = ("supabase", "postgres", "files", "synthetic", "planted")
 _SPLITS = ("train", "validation", "test")
 
+TakeOver = Annotated[
+    bool,
+    typer.Option("--take-over", help="With --resume: although a process, say on a lost node, holds it."),
+]
+Pbt = Annotated[
+    bool,
+    typer.Option("--pbt", help="A population: a job array, a member each task. Default: yaml/pbt.yaml."),
+]
+Members = Annotated[int | None, typer.Option(help="Of a population: pbt.members.")]
+GpusPerMember = Annotated[int | None, typer.Option(help="Ranks of each: train.world_size. Default: 1.")]
+Throttle = Annotated[int, typer.Option(help="Members that train at the same time.")]
+Going = Annotated[
+    Path | None,
+    typer.Option("--population", metavar="POPULATION", help="With --pbt: go on with this one."),
+]
+
 
 def submit(
     context: typer.Context,
@@ -38,10 +55,7 @@ def submit(
     resume: Annotated[
         Path | None, typer.Option("--resume", metavar="RUN", help="A job that goes on with a run, exactly.")
     ] = None,
-    take_over: Annotated[
-        bool,
-        typer.Option("--take-over", help="With --resume: although a process, say on a lost node, holds it."),
-    ] = False,
+    take_over: TakeOver = False,
     init: Annotated[
         Path | None,
         typer.Option("--init", metavar="CHECKPOINT", help="New run from a run's or checkpoint's weights."),
@@ -56,12 +70,22 @@ def submit(
     wait: Annotated[
         bool | None, typer.Option("--wait/--no-wait", help="Until the jobs are over; default: for a chain.")
     ] = None,
+    pbt: Pbt = False,
+    members: Members = None,
+    gpus_per_member: GpusPerMember = None,
+    throttle: Throttle = 4,
+    population: Going = None,
     as_json: Json = False,
 ) -> None:
     """Submit training to Slurm, or a chain of staging, training and evaluation; prints the run folder.
 
-    A site's partition, modules, limits and policies: yaml/site/default.yaml.
+    With --pbt a population, whose folder it prints. A site's partition, modules, limits and policies:
+    yaml/site/default.yaml.
     """
+    _refuse_mixed(context, pbt)
+    if pbt:
+        _submit_population(context.params)
+        return
     from hpcrl.launch.plan import SubmitRequest, make_plan
 
     kinds = names(chain, "--chain")
@@ -84,6 +108,64 @@ def submit(
         sys.exit(code)
     else:
         _submit(plan, len(plan.chain) > 1 if wait is None else wait, as_json)
+
+
+_OF_RUN = {
+    "resume": ": --population goes on with a population",
+    "init": "",
+    "take_over": "",
+    "ranks": ": --gpus-per-member says how many ranks each member has",
+    "nodes": ": a member is on one node",
+    "chain": ": stage before, and evaluate the best member's run folder afterwards",
+    "stage": "",
+    "evaluate": "",
+    "local": ": hpcrl pbt run --local runs a population on this machine",
+    "wait": ": hpcrl pbt status looks",
+}
+"""Options that do not go with --pbt, and what does."""
+_OF_POPULATION = ("members", "gpus_per_member", "throttle", "population")
+
+
+def _refuse_mixed(context: typer.Context, pbt: bool) -> None:
+    """HpcrlError: an option of a single run with --pbt, or one of a population without."""
+    for name in _OF_RUN if pbt else _OF_POPULATION:
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            option = f"--{name.replace('_', '-')}"
+            if pbt:
+                raise HpcrlError(f"{option} is for a single run, it does not go with --pbt{_OF_RUN[name]}")
+            raise HpcrlError(f"{option} is for populations: add --pbt")
+
+
+def _submit_population(options: dict[str, Any]) -> None:
+    from hpcrl.launch.array import ArrayRequest, array_script, name_of_next, plan_array, submit_array
+    from hpcrl.launch.submit import lint
+
+    same = ("config", "site", "population", "members", "gpus_per_member", "throttle")
+    request = ArrayRequest(
+        overrides=tuple(options["sets"] or ()),
+        words=tuple(sys.argv[1:]),
+        **{name: options[name] for name in same},
+    )
+    plan = plan_array(request)
+    if options["dry_run"]:
+        script = array_script(plan, name_of_next(plan))
+        print(script, flush=True)
+        print(f"population: {lint(script, 'population')}", file=sys.stderr, flush=True)
+        return
+    made, array = submit_array(plan)
+    if options["as_json"]:
+        shown = {"population": str(made.path), "job": array, "members": plan.members}
+        print(json.dumps(shown), flush=True)
+    else:
+        print(made.path, flush=True)
+    count = len(plan.members)
+    number = f"{count} member{'s' * (count > 1)}"
+    print(
+        f"submitted {number} as array {array}, {min(plan.throttle, count)} at a time",
+        f"to look: hpcrl pbt status {shlex.quote(str(made.path))}",
+        sep="\n", file=sys.stderr, flush=True,
+    )  # fmt: skip
 
 
 def _submit(plan: Plan, wait: bool, as_json: bool) -> None:

@@ -86,20 +86,15 @@ class Plan:
 
 def make_plan(request: SubmitRequest, folder: Path | None = None) -> Plan:
     """HpcrlError, one line, for everything that can be known to be wrong here."""
-    folder = _readable(folder or Path.cwd(), "the folder of submission", "\\")
+    folder = readable(folder or Path.cwd(), "the folder of submission", "\\")
     chain = _chain(request)
-    for word in request.words:
-        if looks_secret(word):
-            raise HpcrlError(
-                "an argument looks like a secret; it would be kept in scripts and records: "
-                "leave it to the .env of mode 600 that stage jobs read (env_file of the site)"
-            )
+    refuse_secrets(request.words)
     resume = None
     if request.resume is not None:
-        resume = RunDir(_readable(request.resume.absolute(), "--resume", "%\\"))
+        resume = RunDir(readable(request.resume.absolute(), "--resume", "%\\"))
     site = _site(request, resume)
     config = _new_config(request) if resume is None else _resumed_config(request, resume)
-    config, site = _fit(config, site, request)
+    config, site = fit(config, site, request)
     config = _absolute(config, folder, resume)
     if request.init is not None and not request.init.exists():
         raise HpcrlError(f"--init {request.init}: no such run folder or checkpoint")
@@ -125,6 +120,15 @@ def make_plan(request: SubmitRequest, folder: Path | None = None) -> Plan:
         init=None if request.init is None else request.init.absolute(),
         words=request.words,
     )
+
+
+def refuse_secrets(words: tuple[str, ...]) -> None:
+    """HpcrlError where an argument looks like one."""
+    if any(looks_secret(word) for word in words):
+        raise HpcrlError(
+            "an argument looks like a secret; it would be kept in scripts and records: "
+            "leave it to the .env of mode 600 that stage jobs read (env_file of the site)"
+        )
 
 
 def _site(request: SubmitRequest, resume: RunDir | None) -> Site:
@@ -191,7 +195,7 @@ def _resumed_config(request: SubmitRequest, run: RunDir) -> Config:
     return config if said else _with(config, "train", world_size=record.get("world_size", 1))
 
 
-def _fit(config: Config, site: Site, request: SubmitRequest) -> tuple[Config, Site]:
+def fit(config: Config, site: Site, request: SubmitRequest) -> tuple[Config, Site]:
     """Ranks spread evenly over as few nodes as hold them, or over the nodes that were asked for."""
     single = config.train.training_mode == "single"
     size = 1 if single else config.train.world_size
@@ -220,11 +224,11 @@ def _absolute(config: Config, folder: Path, resume: RunDir | None) -> Config:
     data = folder / Path(config.market.path).expanduser()
     parent = resume.path.parent if resume else folder / Path(config.checkpoint.dir).expanduser()
     for path, key in ((data, "market.path"), (parent, "checkpoint.dir")):
-        _readable(path, key, "%\\")
+        readable(path, key, "%\\")
     return _with(_with(config, "market", path=str(data)), "checkpoint", dir=str(parent))
 
 
-def _readable(path: Path, key: str, signs: str = "") -> Path:
+def readable(path: Path, key: str, signs: str = "") -> Path:
     """A path that stands in a job's script. HpcrlError: it holds one of ``signs``, or a control character.
 
     After a line break the rest of an #SBATCH line would be a command. Slurm reads a backslash as its own
@@ -278,13 +282,13 @@ def expanded(path: str) -> str:
     found = os.path.expanduser(os.path.expandvars(path))
     if "$" in found:
         raise HpcrlError(f"{path}: a variable in it is not set here")
-    return str(_readable(Path(found), path))
+    return str(readable(Path(found), path))
 
 
 def python_of(site: Site) -> Path:
     """The interpreter that jobs run; HpcrlError where the site's venv has none."""
     if site.venv is None:
-        return _readable(Path(sys.executable), "python")
+        return readable(Path(sys.executable), "python")
     python = Path(expanded(site.venv)) / "bin" / "python"
     if not os.access(python, os.X_OK):
         raise HpcrlError(f"venv = {site.venv}: there is no {python}; name an environment that holds hpcrl")

@@ -16,6 +16,7 @@ _REASONS = tuple(
     for pattern, words, advice in (
         (r"Resources$", "for free nodes or GPUs", ""),
         (r"Priority$", "for jobs of higher priority", ""),
+        (r"JobArrayTaskLimit$", "for its turn, as many tasks of its array run as may at a time", ""),
         (r"BeginTime$", "it was requeued, Slurm holds it back for a moment", ""),
         (r"JobHeldUser$", "it is held", ""),
         (r"JobHeldAdmin$", "an administrator holds it", ""),

@@ -81,13 +81,14 @@ class _TrainExecutor(_Executor):
 
 def job_script(plan: Plan, kind: Kind, run: Path, after: str | None = None) -> str:
     """Exactly what is submitted."""
-    executor = _executor(plan, kind, run, f"afterok:{after}" if after else None, {})
+    executor = make_executor(plan, kind, run, f"afterok:{after}" if after else None, {})
     return executor._make_submission_file_text(executor._submitit_command_str, "")
 
 
-def _executor(
+def make_executor(
     plan: Plan, kind: Kind, run: Path, dependency: str | None, exports: Mapping[str, str]
 ) -> submitit.SlurmExecutor:
+    """What submits the job; its script, pickle and logs go to ``run``/jobs."""
     site, job = plan.site, plan.site.job(kind)
     train = kind == "train"
     tasks = plan.ranks_per_node if train else 1
@@ -134,12 +135,7 @@ def _executor(
 
 def submit(plan: Plan) -> Path:
     """Make or take the run folder, write what the jobs need, submit them all; the run folder."""
-    for program in ("sbatch", "srun"):
-        if shutil.which(program) is None:
-            raise NoSlurm(
-                f"no {program} on PATH: jobs are submitted where Slurm is (a login node; module loaded?); "
-                "--local runs the job here, --dry-run shows its script"
-            )
+    need_slurm("--local runs the job here, --dry-run shows its script")
     if plan.resume is not None and "train" in plan.chain:
         refuse_if_trained(plan.resume.path)
     with prepared(plan) as run:
@@ -156,6 +152,16 @@ def submit(plan: Plan) -> Path:
                     run_slurm(["scancel", job["id"]])
             raise
     return run
+
+
+def need_slurm(otherwise: str) -> None:
+    """NoSlurm where jobs cannot be submitted; ``otherwise``: what works here."""
+    for program in ("sbatch", "srun"):
+        if shutil.which(program) is None:
+            raise NoSlurm(
+                f"no {program} on PATH: jobs are submitted where Slurm is (a login node; module loaded?); "
+                f"{otherwise}"
+            )
 
 
 def submit_again(run: Path, environ: Mapping[str, str] = os.environ) -> str:
@@ -200,7 +206,7 @@ def _submit_one(
     **exports: str,
 ) -> str:
     """Submit one job and note it in ``record``; its id. HpcrlError with what sbatch said."""
-    executor = _executor(plan, kind, run, dependency, exports)
+    executor = make_executor(plan, kind, run, dependency, exports)
     try:
         # submitit shows what sbatch said, and passes on os.environ.
         with contextlib.redirect_stderr(io.StringIO()), cleaned_environment():
@@ -213,7 +219,7 @@ def _submit_one(
         {
             "id": job.job_id,
             "kind": kind,
-            "submitted": _now(),
+            "submitted": now(),
             "after": after,
             "script": f"jobs/{job.job_id}_submission.sh",
             "log": f"jobs/{job.job_id}_%t_log.out",
@@ -294,7 +300,7 @@ def new_record(plan: Plan, run: Path) -> dict[str, Any]:
     commit = git_commit()
     record = {
         "format": FORMAT,
-        "created": _now(),
+        "created": now(),
         "folder": str(plan.folder),
         "site": plan.site.model_dump(mode="json", exclude_none=True),
         "arguments": list(plan.words),
@@ -316,7 +322,8 @@ def write_record(run: Path, record: dict[str, Any]) -> None:
     write_text(run / "submission.json", to_json(record))
 
 
-def _now() -> str:
+def now() -> str:
+    """UTC, ISO 8601."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 

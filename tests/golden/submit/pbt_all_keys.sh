@@ -1,0 +1,66 @@
+#!/bin/bash
+
+# Parameters
+#SBATCH --account=mygroup
+#SBATCH --array=0-7%2
+#SBATCH --chdir=/home/me/project
+#SBATCH --comment='it'"'"'s mine'
+#SBATCH --constraint='a100|h100'
+#SBATCH --cpus-per-task=8
+#SBATCH --exclusive
+#SBATCH --export=PATH,HOME,USER,LOGNAME,SHELL,LANG,LC_ALL,MODULEPATH,MODULESHOME,HPCRL_BIN,HPCRL_ROOT,HPCRL_MODULES,HPCRL_REQUEUE,TRAINING_MODE,GPU_COUNT,ENVS_PER_GPU,NO_COLOR,NCCL_DEBUG,NCCL_SOCKET_IFNAME,NCCL_IB_HCA,GLOO_SOCKET_IFNAME
+#SBATCH --gres=gpu:a100:1
+#SBATCH --job-name=pbt_20260102_030405
+#SBATCH --mail-type=END,FAIL
+#SBATCH --mem=8G
+#SBATCH --nodes=1
+#SBATCH --ntasks-per-node=1
+#SBATCH --open-mode=append
+#SBATCH --output=/home/me/project/checkpoints/pbt_20260102_030405/jobs/%A_%a_0_log.out
+#SBATCH --partition=gpu
+#SBATCH --qos=long
+#SBATCH --requeue
+#SBATCH --signal=USR2@300
+#SBATCH --time=2-00:00:00
+
+# setup
+echo "start $(date -Is) job $SLURM_JOB_ID attempt $((${SLURM_RESTART_COUNT:-0} + 1)) on $SLURM_JOB_NODELIST: hpcrl train"
+trap : TERM
+unset SLURM_EXPORT_ENV TRAINING_MODE GPU_COUNT ENVS_PER_GPU DATABASE_URL "${!SUPABASE_@}" "${!PG@}"
+# A batch shell has no `module` before the site's init file was read.
+for init in "${MODULESHOME:-}/init/bash" /etc/profile.d/lmod.sh /etc/profile.d/z00_lmod.sh /etc/profile.d/modules.sh; do
+    if ! type module >/dev/null 2>&1 && [ -r "$init" ]; then . "$init"; fi
+done
+if type module >/dev/null 2>&1; then
+    module use '/apps/env modules'
+    module load cuda/12.8 || { echo 'error: module cuda/12.8 cannot be loaded; see '"'"'module spider cuda/12.8'"'"'' >&2; exit 2; }
+    module load hpcrl/0.1.0 || { echo 'error: module hpcrl/0.1.0 cannot be loaded; see '"'"'module spider hpcrl/0.1.0'"'"'' >&2; exit 2; }
+else
+    echo "note: the job is on $(hostname)"', which has no module system: going on with /apps/venv/bin/python'
+fi
+export PATH=/apps/venv/bin:"$PATH"
+export PYTHONNOUSERSITE=1
+export OMP_NUM_THREADS=8
+export HPCRL_RUN=/home/me/project/checkpoints/pbt_20260102_030405
+export HPCRL_REQUEUE=requeue
+export SLURM_TMPDIR=/local/"${SLURM_JOB_ID:?}"
+# Task k of the array is member k.
+HPCRL_RUN=$HPCRL_RUN/members/$(printf %02d "$SLURM_ARRAY_TASK_ID")
+echo "member $SLURM_ARRAY_TASK_ID: job ${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID, $HPCRL_RUN"
+
+# command
+export SUBMITIT_EXECUTOR=slurm
+srun --unbuffered --output /home/me/project/checkpoints/pbt_20260102_030405/jobs/%A_%a_%t_log.out --open-mode=append --kill-on-bad-exit=1 --cpus-per-task=8 /apps/venv/bin/python -u -m hpcrl.launch.task /home/me/project/checkpoints/pbt_20260102_030405/jobs
+
+
+# teardown
+code=$?
+echo "end $(date -Is) exit code $code"
+case $code in
+    # Done, failed, a mistake.
+    0|1|2) ;;
+    # A rank crashed or hung, or all is saved and rank 0 had the job requeued if it could:
+    # whether it is to run again, HPCRL_REQUEUE tells.
+    *) /apps/venv/bin/python -m hpcrl.launch.again "$code" || true ;;
+esac
+exit "$code"

@@ -1,0 +1,47 @@
+#!/bin/bash
+
+# Parameters
+#SBATCH --array=0-7%8
+#SBATCH --chdir='/home/me/it'"'"'s a "folder" of $HOME'
+#SBATCH --cpus-per-task=2
+#SBATCH --export=PATH,HOME,USER,LOGNAME,SHELL,LANG,LC_ALL,MODULEPATH,MODULESHOME,HPCRL_BIN,HPCRL_ROOT,HPCRL_MODULES,HPCRL_REQUEUE,TRAINING_MODE,GPU_COUNT,ENVS_PER_GPU,NO_COLOR,NCCL_DEBUG,NCCL_SOCKET_IFNAME,NCCL_IB_HCA,GLOO_SOCKET_IFNAME
+#SBATCH --gres=gpu:1
+#SBATCH --job-name=pbt_20260102_030405
+#SBATCH --mem=8G
+#SBATCH --no-requeue
+#SBATCH --nodes=1
+#SBATCH --ntasks-per-node=1
+#SBATCH --open-mode=append
+#SBATCH --output='/home/me/it'"'"'s a "folder" of $HOME/checkpoints/pbt_20260102_030405/jobs/%A_%a_0_log.out'
+#SBATCH --signal=USR2@120
+#SBATCH --time=24:00:00
+
+# setup
+echo "start $(date -Is) job $SLURM_JOB_ID attempt $((${SLURM_RESTART_COUNT:-0} + 1)) on $SLURM_JOB_NODELIST: hpcrl train"
+trap : TERM
+unset SLURM_EXPORT_ENV TRAINING_MODE GPU_COUNT ENVS_PER_GPU DATABASE_URL "${!SUPABASE_@}" "${!PG@}"
+export PATH=/apps/venv/bin:"$PATH"
+export PYTHONNOUSERSITE=1
+export OMP_NUM_THREADS=2
+export HPCRL_RUN='/home/me/it'"'"'s a "folder" of $HOME/checkpoints/pbt_20260102_030405'
+export HPCRL_REQUEUE=never
+# Task k of the array is member k.
+HPCRL_RUN=$HPCRL_RUN/members/$(printf %02d "$SLURM_ARRAY_TASK_ID")
+echo "member $SLURM_ARRAY_TASK_ID: job ${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID, $HPCRL_RUN"
+
+# command
+export SUBMITIT_EXECUTOR=slurm
+srun --unbuffered --output '/home/me/it'"'"'s a "folder" of $HOME/checkpoints/pbt_20260102_030405/jobs/%A_%a_%t_log.out' --open-mode=append --kill-on-bad-exit=1 --cpus-per-task=2 /apps/venv/bin/python -u -m hpcrl.launch.task '/home/me/it'"'"'s a "folder" of $HOME/checkpoints/pbt_20260102_030405/jobs'
+
+
+# teardown
+code=$?
+echo "end $(date -Is) exit code $code"
+case $code in
+    # Done, failed, a mistake.
+    0|1|2) ;;
+    # A rank crashed or hung, or all is saved and rank 0 had the job requeued if it could:
+    # whether it is to run again, HPCRL_REQUEUE tells.
+    *) /apps/venv/bin/python -m hpcrl.launch.again "$code" || true ;;
+esac
+exit "$code"
