@@ -78,7 +78,7 @@ def finished(folder: Path, ranks: int, log: str) -> Path:
     return run
 
 
-@pytest.mark.parametrize("name", ["stage", "train", "evaluate"])
+@pytest.mark.parametrize("name", ["stage", "train", "evaluate", "pbt"])
 def test_slurm_accepts_the_scripts_as_they_are(slurm, clone, name):
     slurm.run("sbatch", "--test-only", f"slurm/{name}.sbatch", cwd=clone)
 

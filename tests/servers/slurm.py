@@ -141,7 +141,7 @@ class SlurmCluster:
         states = self.node_states()
         for name in [name for name, state in states.items() if state.startswith(("down", "drain"))]:
             self.run("scontrol", "update", f"nodename={name}", "state=resume", check=False)
-        jobs = self.run("squeue", "--noheader", "--format=%A %T").stdout.splitlines()
+        jobs = self.run("squeue", "--noheader", "--format=%F %T").stdout.splitlines()
         waiting = [line.split()[0] for line in jobs if not line.endswith("COMPLETING")]
         if waiting:
             self.run("scancel", *waiting, check=False)
