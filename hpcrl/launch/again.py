@@ -31,8 +31,11 @@ from hpcrl.world.slurm import SlurmDown, job_id, requeue, restart_count, show_jo
 POLICIES = ("requeue", "successor", "never")
 LOST_A_PEER = "lost another rank"
 """How rank 0 says, in end.json, that it only followed another rank's crash."""
-FROM_SLURM = ("SIGTERM", "SIGUSR2")
-"""The signals, as end.json names them, by which Slurm stops a job that is to go on; Ctrl-C ends it."""
+MADE_ROOM = "made room"
+"""How a member of a population says, in end.json, that others have its place for now."""
+FROM_SLURM = ("SIGTERM", "SIGUSR2", MADE_ROOM)
+"""As end.json names them: the signals by which Slurm stops a job that is to go on (Ctrl-C ends it), and the
+member that wants its turn again."""
 # A controller that is started anew answers again after some seconds; a job that Slurm ends has KillWait (30 s
 # by default), one that crashed has all the time of its limit.
 _PATIENCE_SECONDS = 60.0

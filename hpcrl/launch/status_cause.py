@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from hpcrl.launch.accounting import JobState, Start
-from hpcrl.launch.again import LOST_A_PEER
+from hpcrl.launch.again import LOST_A_PEER, MADE_ROOM
 from hpcrl.launch.logs import LogWords, named_log, read_words
 from hpcrl.types import HUNG, STOPPED_EARLY
 
@@ -23,6 +23,7 @@ _SIGNALS = {
     "SIGUSR2": "its time limit came near",
     "SIGINT": "it was interrupted (Ctrl-C)",
     "SIGHUP": "its terminal was closed",
+    MADE_ROOM: "it has made room for other members of its population",
 }
 # Of a log, for jobs that Slurm has forgotten.
 _DUE_TO = {

@@ -26,6 +26,8 @@ class StopFlag:
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
         """The first signal that arrived at this rank."""
+        self.why = ""
+        """Of a stop that the process asked for itself, if it is not the signal's usual reason."""
         self._interrupts = 0
 
     def install(self) -> StopFlag:
@@ -47,9 +49,9 @@ class StopFlag:
                     2, b"\nstill waiting for the end of this epoch; Ctrl-C once more kills the run unsaved\n"
                 )
 
-    def request(self, number: signal.Signals = signal.SIGTERM) -> None:
+    def request(self, number: signal.Signals = signal.SIGTERM, why: str = "") -> None:
         """Ask for a stop from within the process."""
-        self.signal = self.signal or number
+        self.signal, self.why = self.signal or number, self.why or why
 
     @property
     def requested(self) -> bool:

@@ -14,7 +14,7 @@ from launch.slurm_answers import Answers
 from hpcrl.checkpoint.provenance import run_record
 from hpcrl.config.load import load_config
 from hpcrl.launch import again, submit
-from hpcrl.launch.again import LOST_A_PEER, go_on, main, resume_command, run_of
+from hpcrl.launch.again import LOST_A_PEER, MADE_ROOM, go_on, main, resume_command, run_of
 from hpcrl.storage.attempts import Attempt, who_begins
 from hpcrl.storage.run_dir import RunDir
 from hpcrl.types import HpcrlError
@@ -150,8 +150,9 @@ def test_a_failure_that_rank_0_tells_is_no_crash_but_one_that_it_follows_is(slur
     assert "put back" in go_on(137, run, JOB | {"SLURM_RESTART_COUNT": "2"})
 
 
-def test_a_clean_end_is_no_failure_and_goes_on_if_slurm_asked_for_it(slurm, run):
-    attempt(run, JOB | {"SLURM_RESTART_COUNT": "1"}, 75, 3, "SIGUSR2")
+@pytest.mark.parametrize("reason", ["SIGUSR2", MADE_ROOM])
+def test_a_clean_end_is_no_failure_and_goes_on_if_slurm_asked_for_it(slurm, run, reason):
+    attempt(run, JOB | {"SLURM_RESTART_COUNT": "1"}, 75, 3, reason)
     slurm.scontrol(restarts=1)
     assert "put back" in go_on(STOP, run, JOB | {"SLURM_RESTART_COUNT": "1"})
     attempt(run, JOB | {"SLURM_RESTART_COUNT": "2"}, 75, 3, "SIGINT")

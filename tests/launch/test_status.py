@@ -346,6 +346,7 @@ FRUITLESS = "/r: 3 attempts in a row began after epoch 5 and ended without a new
         ((75, 5, "SIGTERM"), {"state": "CANCELLED", "by": "0"}, "", "stopped", "cancelled", "by root; all"),
         ((), {"state": "CANCELLED", "by": "0"}, "", "dead", "cancelled", "by root before it could save"),
         ((75, 5, "SIGUSR2"), {"state": "FAILED", "code": 75 << 8}, "", "stopped", "time_limit", "time limit"),
+        ((75, 5, "made room"), {"state": "FAILED", "code": 75 << 8}, "", "stopped", "stopped", "members"),
         ((75, 5, "SIGTERM"), {"state": "TIMEOUT", "reason": "TimeLimit"}, "", "stopped", "time_limit", "all"),
         ((), {"state": "TIMEOUT", "reason": "TimeLimit"}, "", "dead", "time_limit", "before it could save"),
         ((75, 5, "SIGTERM"), {"state": "PREEMPTED"}, "", "stopped", "preempted", "preempted; all was saved"),
