@@ -193,7 +193,7 @@ def learn(
     save(trainer, manager, False, deadline)
     stopping = stop.agreed(world)
     if turns is not None and not stopping and turns.due(trainer.epoch):  # the last attempt ended before it
-        stopping = turns.take(trainer, lambda: None)
+        stopping = take_turn(turns, trainer, lambda: None, watchdog, deadline)
     while trainer.epoch < config.train.epochs and not stopping:
         start = time.perf_counter()
         watchdog.beat("rollout", trainer.epoch + 1)
@@ -224,11 +224,23 @@ def learn(
             watchdog.beat("save", trainer.epoch)
             saving = partial(save, trainer, manager, kept, deadline)
             if turns is not None and turning:
-                stopping = turns.take(trainer, saving)
+                stopping = take_turn(turns, trainer, saving, watchdog, deadline)
             else:
                 saving()
             rolling.restart()
-    return 0 if trainer.epoch >= config.train.epochs else STOPPED_EARLY
+    left_open = turns is not None and turns.due(trainer.epoch)  # by a stop in the last epoch
+    return STOPPED_EARLY if trainer.epoch < config.train.epochs or left_open else 0
+
+
+def take_turn(
+    turns: Turns, trainer: Trainer, saving: Callable[[], None], watchdog: Watchdog, deadline: Deadline
+) -> bool:
+    """``turns.take``; its time counts as that of a save, which the end of the job has to leave room for."""
+    start = time.perf_counter()
+    watchdog.beat("turn", trainer.epoch)
+    stopping = turns.take(trainer, saving)
+    deadline.note(save_seconds=time.perf_counter() - start)
+    return stopping
 
 
 def weight_divergence(policy: torch.nn.Module, world: World) -> float:

@@ -152,6 +152,11 @@ def run_training(request: Request) -> int:
     stop = process_flag()  # before the slow imports: a signal during them must not be lost
     ranks = read_ranks()
     config, run = resolve(request, ranks)
+    folder = run.path if run is not None else request.run
+    if folder is not None:
+        from hpcrl.pbt.population import refuse_other_member
+
+        refuse_other_member(folder, config)
 
     from hpcrl.world.ranks import start_world, stop_world
     from hpcrl.world.tell import tell
@@ -313,10 +318,10 @@ def _same_on_all(world: World, run: RunDir | None) -> None:
 
 
 def _why_stopped(world: World, stop: StopFlag) -> str:
-    """The signal that asked for it, on whichever rank it arrived."""
+    """The signal that asked for it, on whichever rank it arrived, or the run's own reason."""
     from hpcrl.world.collectives import gather_objects
 
-    names = gather_objects(world, stop.signal.name if stop.signal is not None else None)
+    names = gather_objects(world, stop.why or (stop.signal.name if stop.signal is not None else None))
     return next((name for name in names if name), "stopped")
 
 

@@ -12,6 +12,7 @@ from hpcrl.checkpoint.contents import load_plain
 from hpcrl.checkpoint.find import check_portable
 from hpcrl.checkpoint.manifest import Manifest
 from hpcrl.evaluate.windows import Windows, find_windows, window_scores
+from hpcrl.launch.again import MADE_ROOM
 from hpcrl.launch.session import Session
 from hpcrl.market.dataset import Market
 from hpcrl.monitor.console import TrainingConsole
@@ -100,8 +101,10 @@ class MemberTurns:
         trainer.member = plan.state.to_dict()
         all_or_none(world, lambda: member.prune(plan.state.generation) if member else None)
         self.taken += trainer.epoch > self._began_at  # not the one that the last attempt left to this one
-        if member is not None and record is not None:
-            self._tell(member, record, plan, time.monotonic() - began, trained)
+        spent = time.monotonic() - began
+        all_or_none(
+            world, lambda: self._tell(member, record, plan, spent, trained) if member and record else None
+        )
         self._since = time.monotonic()
         return self._makes_room()
 
@@ -168,13 +171,17 @@ class MemberTurns:
         if limit is None or over or self.taken < limit:
             return False
         self.console.say(f"PBT: {self.taken} generations done, the next member has the place")
-        self.stop.request(signal.SIGUSR2)
+        self.stop.request(signal.SIGUSR2, MADE_ROOM)
         return True
 
 
 def _load(snapshot: Snapshot) -> dict:
     """Each rank checks what it reads: a share may show it another file."""
-    if sha256_of(snapshot.path) != snapshot.sha256:
+    try:
+        found = sha256_of(snapshot.path)
+    except OSError as error:
+        raise RunFailed(f"{snapshot.path}: cannot be read: {error.strerror or error}") from None
+    if found != snapshot.sha256:
         raise RunFailed(f"{snapshot.path}: is not the snapshot that was published")
     return check_portable(load_plain(snapshot.path), str(snapshot.path))
 

@@ -22,7 +22,7 @@ import yaml
 
 from hpcrl.config.load import validate, with_values
 from hpcrl.config.pbt import MIN_WINDOWS, PbtConfig
-from hpcrl.config.root import LIVE_KEYS, Config, flatten, is_live
+from hpcrl.config.root import LIVE_KEYS, Config, changed_keys, flatten, is_live
 from hpcrl.pbt.mutate import Values, fit, seed_of, start, values_of
 from hpcrl.storage.atomic import read_json, to_json
 from hpcrl.storage.run_dir import new_folder
@@ -150,6 +150,21 @@ def population_of(run: Path) -> tuple[Population, int] | None:
     return population, int(run.name)
 
 
+def refuse_other_member(run: Path, config: Config) -> None:
+    """HpcrlError where a member is to train by another config than its population gave it."""
+    found = population_of(run)
+    if found is None:
+        return
+    population, number = found
+    changed = changed_keys(member_config(population.config, number), config)
+    if changed:
+        raise HpcrlError(
+            f"{run}: is member {number} of a population, and cannot train with another "
+            f"{', '.join(changed[:5])} than that gave it (members/{number:02d}/jobs/config.yaml as it was "
+            "made, without --set or the environment's ENVS_PER_GPU)"
+        )
+
+
 def check(config: Config, windows: int) -> None:
     """What can be wrong with a population before it begins. HpcrlError, one line."""
     pbt = config.pbt
@@ -161,6 +176,12 @@ def check(config: Config, windows: int) -> None:
             except HpcrlError as error:
                 why = str(error).partition(": ")[2]
                 raise HpcrlError(f"pbt.space: {key} cannot go as far as its bound {bound:g}: {why}") from None
+    for key, bounds in pbt.space.items():
+        if pbt.explore == "perturb" and bounds.scale == "linear" and bounds.low <= 0 <= bounds.high:
+            raise HpcrlError(
+                f"pbt.space: {key}: no factor leads away from 0, which its bounds hold ({bounds.low:g} to "
+                f"{bounds.high:g}); leave 0 out, or set pbt.explore=resample"
+            )
     if config.train.epochs < pbt.interval:
         raise HpcrlError(
             f"train.epochs = {config.train.epochs} is less than pbt.interval = {pbt.interval}: members would "

@@ -27,6 +27,8 @@ from hpcrl.types import HpcrlError, RunFailed
 
 FORMAT = 1
 ALARM_TURNS = 3
+MOST_KNOWN = 2048
+"""Records that a reader keeps in memory."""
 _NAME = re.compile(r"^(\d{6})\.json$")
 
 
@@ -251,6 +253,8 @@ class Reader:
         if path not in self._known:
             try:
                 self._known[path] = parse(self.share.read(path), self.population, member, generation)
+                while len(self._known) > MOST_KNOWN:  # the longest known; read again if it is asked for
+                    del self._known[next(iter(self._known))]
             except OSError as error:
                 self.skipped[path] = error.strerror or str(error)
                 return None

@@ -25,10 +25,10 @@ import numpy as np
 from hpcrl.pbt.journal import Journal, read_journal
 from hpcrl.pbt.mutate import Values, explore, stream
 from hpcrl.pbt.population import Population
-from hpcrl.pbt.records import Reader, Record, snapshot_name
+from hpcrl.pbt.records import Reader, Record, record_name, snapshot_name
 from hpcrl.pbt.select import decide
 from hpcrl.storage.atomic import fsync_folder, sha256_of, stage, write_error
-from hpcrl.types import HpcrlError
+from hpcrl.types import HpcrlError, RunFailed
 
 _SNAPSHOT = re.compile(r"^\d{6}\.pt$")
 KEPT_PINS = 4
@@ -102,8 +102,9 @@ class Member:
         self.folder = Path(owner.record.path) / "pbt"
         # The lines first: an attempt before that still writes must not leave us one without its files.
         lines = read_journal(source / "pbt" / "journal.jsonl")
-        _inherit(source / "pbt", self.folder)
+        _inherit(source / "pbt", self.folder, lines)
         self.journal = Journal(self.folder / "journal.jsonl", lines)
+        self._tidy = False
         self.journal.append("birth", 0, attempt=owner.record.number, token=owner.record.token)
 
     def published(self, generation: int) -> Record | None:
@@ -116,6 +117,13 @@ class Member:
         """Snapshot, then record, then the journal's line."""
         generation = state.generation + 1
         record = self.published(generation)
+        if record is None and self.journal.done(generation, "published"):
+            file = self.folder / "records" / record_name(generation)
+            why = self.reader.skipped.get(file, "missing")
+            raise RunFailed(
+                f"{file}: is published, says its journal, but it cannot be read ({why}); others may have "
+                "decided by it. Restore it from an earlier attempt's folder"
+            )
         if record is None:
             self.owner.check()
             target = self.folder / "snapshots" / snapshot_name(generation)
@@ -268,6 +276,20 @@ class Member:
         for name in _names(self.folder / "pins"):
             if name < snapshot_name(max(generation - KEPT_PINS, 0)):
                 self._remove(f"pbt/pins/{name}")
+        self._drop_copies()
+
+    def _drop_copies(self) -> None:
+        """Where the share has no hard links, what this attempt took over is a copy: the older ones go."""
+        own = Path(self.owner.record.path)
+        older = [] if self._tidy else [a for a in own.parent.iterdir() if a.name.isdigit()]
+        for attempt in older:
+            for part in ("snapshots", "pins"):
+                for name in _names(attempt / "pbt" / part) if int(attempt.name) < int(own.name) else ():
+                    path = attempt / "pbt" / part / name
+                    with contextlib.suppress(OSError):
+                        if path.stat().st_nlink == 1:
+                            path.unlink()
+        self._tidy = True
 
     def _remove(self, name: str) -> None:
         """From this attempt's folder and those before it, which hold links to the same file."""
@@ -294,12 +316,20 @@ def words(record: Record) -> str:
     )
 
 
-def _inherit(source: Path, own: Path) -> None:
-    """Records, snapshots and pins of the attempt before, by hard link; nothing where there was none."""
+def _inherit(source: Path, own: Path, lines: list[dict[str, Any]]) -> None:
+    """Records, snapshots and pins of the attempt before, by hard link; nothing where there was none.
+
+    Also what its journal speaks of: another node's list of a folder may be half a minute old.
+    """
+    told: dict[str, set[str]] = {
+        "records": {record_name(line["generation"]) for line in lines if line["event"] == "published"},
+        "snapshots": {snapshot_name(line["generation"]) for line in lines if line["event"] == "published"},
+        "pins": {snapshot_name(line["generation"]) for line in lines if line["event"] == "intent"},
+    }
     try:
-        for part in ("records", "snapshots", "pins"):
+        for part, names in told.items():
             (own / part).mkdir(parents=True, exist_ok=True)
-            for name in _names(source / part):
+            for name in sorted(names.union(_names(source / part))):
                 if name[0] != ".":
                     with contextlib.suppress(FileNotFoundError):  # pruned at this moment
                         _link(source / part / name, own / part / name)

@@ -18,8 +18,8 @@ from hpcrl.pbt.population import Population
 from hpcrl.pbt.records import Reader
 from hpcrl.storage.attempts import AttemptRecord, read_attempts
 
-# Windows of 8 bars in the 150 validation bars of the market file: 16 are needed. The lower half copies the upper
-# one for next to no reason, so that much is copied in few generations.
+# Windows of 8 bars in the 150 validation bars of the market file: 16 are needed. The lower half copies the
+# upper one for next to no reason, so that much is copied in few generations.
 CONFIG = runs.TINY + "pbt: {interval: 2, quantile: 0.5, level: 0.9, objective: {window_bars: 8}}\n"
 BIN = Path(sys.executable).parent
 FINAL = {"FAILED", "CANCELLED", "TIMEOUT", "OUT_OF_MEMORY"}

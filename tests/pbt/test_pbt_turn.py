@@ -581,3 +581,48 @@ def test_a_full_disk_at_any_step_ends_the_attempt_with_one_line_and_the_next_one
         assert player.state.generation == 4 and player.member.published(4) is not None
         assert_verified(population)
     assert len(ended) > 80 and not any("\n" in text for text in ended)
+
+
+def test_a_new_attempt_has_what_its_journal_speaks_of_though_the_share_lists_it_late(tmp_path, monkeypatch):
+    population = others_first(tmp_path)
+    first = Player(population, 0).train(2)
+    assert lines_of(first, "intent")
+    known = [first.member.published(g) for g in (1, 2)]
+    listed = turn._names
+    monkeypatch.setattr(
+        turn, "_names", lambda folder: [] if folder.is_relative_to(first.folder) else listed(folder)
+    )
+    second = Player(population, 0)
+    assert [second.member.published(g) for g in (1, 2)] == known != [None, None]
+    assert all(
+        (second.folder / "pins" / snapshot_name(line["generation"])).exists()
+        for line in lines_of(first, "intent")
+    )
+    second.train()
+    assert_verified(population)
+
+
+def test_a_published_record_that_is_lost_is_not_written_anew(tmp_path):
+    population = others_first(tmp_path)
+    first = Player(population, 0).train(1)
+    first.attempt.folder.manifest(INTERVAL).unlink()  # goes back to before the turn
+    (first.folder / "records" / record_name(1)).unlink()
+    with pytest.raises(HpcrlError, match=r"records/000001.json: is published, says its journal.* Restore it"):
+        Player(population, 0).train(1)
+
+
+def test_copies_of_earlier_attempts_are_dropped_where_there_are_no_hard_links(tmp_path, monkeypatch):
+    population = new_population(tmp_path, 6)
+    Player(population, 1).train(1)  # never gets on: nothing of ours is pruned
+
+    def no_links(source: object, target: object) -> None:
+        if not Path(str(source)).exists():
+            raise FileNotFoundError
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", no_links)
+    for generation in range(1, 6):
+        player = Player(population, 0).train(generation)
+    there = list(population.folder(0).glob("attempts/*/pbt/snapshots/*.pt"))
+    assert len(there) == 5 and {path.parents[2] for path in there} == {player.folder.parent}
+    assert_verified(population)
