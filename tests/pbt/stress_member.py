@@ -82,6 +82,8 @@ class Order:
 
     seed: int
     fuse: dict[str, Any] | None = None
+    lit_at_start: bool = True
+    """Else once it has taken over: an old member's history alone is thousands of links."""
     generations: int | None = None
     """After so many it gives its place away."""
     sync: bool = True
@@ -94,7 +96,7 @@ def attempt(path: Path, number: int, order: Order, log: Path) -> int:
     population = Population.open(path)
     if not order.sync:
         _without_sync()
-    if order.fuse:
+    if order.fuse and order.lit_at_start:
         Fuse(**order.fuse, seed=order.seed).arm()
     run = RunDir(population.folder(number))
     own = Attempt.claim(run, 1, {"job": None, "restart_count": 0, "trigger": "user"})
@@ -121,6 +123,8 @@ def _train(population: Population, number: int, own: Attempt, order: Order, log:
     found = newest(own.folder)
     learner = found or Learner.begin(population, number)
     own.take_over(learner.epoch if found else None)
+    if order.fuse and not order.lit_at_start:
+        Fuse(**order.fuse, seed=order.seed).arm()
     turns = 0
     every, total = population.pbt.interval, population.config.train.epochs
     save(own, learner)

@@ -33,8 +33,10 @@ from hpcrl.storage.attempts import read_attempts
 
 INTERVAL = 2
 WINDOWS = 20
-WITHIN_AN_EXPLOIT = [f'"event": "{event}"' for event in ("intent", "adopted", "explored", "pruned")]
+WITHIN_AN_EXPLOIT = [f'"event": "{event}"' for event in ("intent", "adopted", "explored")]
 """Of ten thousand changes of the disk few are there: some processes are killed before one of these."""
+MOST_TURNS = 40
+"""Of a process, if nothing else ends it."""
 SNAPSHOT_BYTES = 2300
 KEPT_SNAPSHOTS = 60
 """For which there is room, of each member: those that the late starter would need may be gone."""
@@ -67,8 +69,8 @@ class Driver:
     at_once: int = 3
     late_at: float = 0.5
     """The last member starts when the others have done this share of their generations."""
-    reach: float = 4.0
-    """A process is ended after 10 to 10**reach changes of the disk, if it is to be."""
+    reach: float = 3.3
+    """A process that is to be ended is so after 10 to 10**reach changes of the disk."""
     children: dict[int, Child] = field(default_factory=dict)
     told: Counter = field(default_factory=Counter)
 
@@ -122,20 +124,19 @@ class Driver:
         return any((folder / "pbt" / "records" / record_name(generation)).exists() for folder in folders)
 
     def _start(self, member: int) -> None:
-        draw, fuse, kill_at, generations = self.random, None, None, None
+        draw, fuse, kill_at = self.random, None, None
         fate = draw.random()
         calls = int(10 ** draw.uniform(1, self.reach))
-        if fate < 0.45:
+        if fate < 0.5:
             fuse = {"signal": int(signal.SIGKILL), "calls": calls}
-        elif fate < 0.55:
-            fuse = {"signal": int(signal.SIGKILL), "at": draw.choice(WITHIN_AN_EXPLOIT)}
         elif fate < 0.65:
-            fuse = {"signal": int(signal.SIGSTOP), "calls": calls}
+            fuse = {"signal": int(signal.SIGKILL), "at": draw.choice(WITHIN_AN_EXPLOIT)}
         elif fate < 0.8:
-            kill_at = time.monotonic() + draw.uniform(0.0, 1.0)
-        else:
-            generations = draw.randint(1, 40)
-        order = Order(draw.getrandbits(32), fuse, generations, self.sync)
+            fuse = {"signal": int(signal.SIGSTOP), "calls": calls}
+        elif fate < 0.9:
+            kill_at = time.monotonic() + draw.uniform(0.0, 0.5)
+        generations = draw.randint(1, MOST_TURNS)
+        order = Order(draw.getrandbits(32), fuse, draw.random() < 0.3, generations, self.sync)
         pid = fork(self.population.path, member, order, self.log)
         self.children[pid] = Child(member, pid, kill_at)
         self.told["processes"] += 1
@@ -206,7 +207,7 @@ def main() -> None:
     parser.add_argument("--generations", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--late-at", type=float, default=0.5)
-    parser.add_argument("--reach", type=float, default=4.0)
+    parser.add_argument("--reach", type=float, default=3.3)
     parser.add_argument("--no-sync", action="store_true", help="processes do not wait for the disk")
     given = parser.parse_args()
     population = make(given.folder, given.members, given.generations, given.seed)
