@@ -36,7 +36,13 @@ from hpcrl.launch.plan import (
     refuse_secrets,
     with_measured_lead,
 )
-from hpcrl.launch.population import PopulationRequest, configured, known_population, new_population
+from hpcrl.launch.population import (
+    PopulationRequest,
+    configured,
+    is_finished,
+    known_population,
+    new_population,
+)
 from hpcrl.launch.status_alive import refuse_if_trained
 from hpcrl.launch.submit import (
     cleaned_environment,
@@ -49,7 +55,6 @@ from hpcrl.launch.submit import (
 )
 from hpcrl.pbt.population import NAME, Population
 from hpcrl.storage.atomic import write_error, write_text
-from hpcrl.storage.attempts import read_attempts
 from hpcrl.storage.run_dir import RunDir
 from hpcrl.types import HpcrlError
 from hpcrl.world.slurm import run_slurm
@@ -110,11 +115,6 @@ class ArrayPlan:
     def words_of(self, population: Population, member: int) -> tuple[str, ...]:
         """Of ``hpcrl``, in the member's task."""
         return (*self.job.arguments("train", population.folder(member)), *self.live)
-
-
-def is_finished(member: Path) -> bool:
-    """Whether the run of a member has done all its epochs."""
-    return any((attempt.end or {}).get("code") == 0 for attempt in read_attempts(member))
 
 
 def plan_array(request: ArrayRequest) -> ArrayPlan:

@@ -19,8 +19,13 @@ from pathlib import Path
 from typing import NoReturn
 
 from hpcrl.config.load import load_config, overridden
-from hpcrl.launch.array import is_finished
-from hpcrl.launch.population import PopulationRequest, configured, known_population, new_population
+from hpcrl.launch.population import (
+    PopulationRequest,
+    configured,
+    is_finished,
+    known_population,
+    new_population,
+)
 from hpcrl.pbt.population import Population
 from hpcrl.storage.atomic import write_error
 from hpcrl.storage.attempts import read_attempts

@@ -15,6 +15,7 @@ from hpcrl.config.load import load_config, overridden
 from hpcrl.config.root import Config, changed_live
 from hpcrl.pbt.population import Population
 from hpcrl.storage.atomic import check_output
+from hpcrl.storage.attempts import read_attempts
 from hpcrl.types import HpcrlError
 
 SLICE = 2
@@ -93,6 +94,11 @@ def known_population(request: PopulationRequest) -> tuple[Population, tuple[str,
         )
     live = {key: value for key, value in changed_live(own, config).items() if key != "checkpoint.dir"}
     return population, tuple(word for key, value in live.items() for word in ("--set", _item(key, value)))
+
+
+def is_finished(member: Path) -> bool:
+    """Whether the run of a member has done all its epochs."""
+    return any((attempt.end or {}).get("code") == 0 for attempt in read_attempts(member))
 
 
 def _item(key: str, value: object) -> str:

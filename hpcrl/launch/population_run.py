@@ -25,7 +25,14 @@ from types import FrameType
 
 from hpcrl.launch.local import catches
 from hpcrl.launch.logs import read_words
-from hpcrl.launch.population import Places, PopulationRequest, configured, known_population, new_population
+from hpcrl.launch.population import (
+    Places,
+    PopulationRequest,
+    configured,
+    is_finished,
+    known_population,
+    new_population,
+)
 from hpcrl.pbt.history import best_of, read_past
 from hpcrl.pbt.population import Population
 from hpcrl.pbt.records import Reader
@@ -96,7 +103,7 @@ class Runner:
         self.population, self.places, self.live, self.again = population, places, live, again
         self.reader = Reader(population)
         self.running: list[_Running] = []
-        self.waiting = [member for member in population.members if not self._is_finished(member)]
+        self.waiting = [member for member in population.members if not is_finished(population.folder(member))]
         self.fruitless = dict.fromkeys(population.members, 0)
         self.left: dict[int, str] = {}
         """Members that are not started again, and why."""
@@ -223,10 +230,6 @@ class Runner:
         """Generation and env steps of its newest record."""
         newest = self.reader.newest(member)
         return (newest[0].generation, newest[0].env_steps) if newest else (0, 0)
-
-    def _is_finished(self, member: int) -> bool:
-        attempts = read_attempts(self.population.folder(member))
-        return any((attempt.end or {}).get("code") == 0 for attempt in attempts)
 
     @contextlib.contextmanager
     def _signals_noted(self) -> Iterator[None]:

@@ -22,6 +22,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from hpcrl.config.pbt import PbtConfig
 from hpcrl.pbt.journal import Journal, read_journal
 from hpcrl.pbt.mutate import Values, explore, stream
 from hpcrl.pbt.population import Population
@@ -194,18 +195,10 @@ class Member:
             outcome=decision.outcome,
             p=decision.p,
             reason=decision.reason,
-            intent=None if decision.donor is None else self._intent(found[decision.donor.member][0], rng),
+            intent=None
+            if decision.donor is None
+            else intent_of(found[decision.donor.member][0], population.pbt, rng),
         )
-
-    def _intent(self, donor: Record, rng: np.random.Generator) -> dict[str, Any]:
-        return {
-            "donor": donor.member,
-            "donor_generation": donor.generation,
-            "record": donor.sha256,
-            "snapshot": donor.snapshot,
-            "snapshot_bytes": donor.snapshot_bytes,
-            "hyperparameters": explore(donor.hyperparameters, self.population.pbt, rng),
-        }
 
     def _tell_skipped(self, generation: int, notes: list[str]) -> None:
         for path, why in sorted(self.reader.skipped.items()):
@@ -303,6 +296,18 @@ class Member:
         """Of all members' newest records; None before the first."""
         found = [seen[0] for m in self.population.members if (seen := self.reader.newest(m))]
         return max(found, key=lambda record: record.objective, default=None)
+
+
+def intent_of(donor: Record, pbt: PbtConfig, rng: np.random.Generator) -> dict[str, Any]:
+    """What a decision for this donor comes to, as the journal tells it."""
+    return {
+        "donor": donor.member,
+        "donor_generation": donor.generation,
+        "record": donor.sha256,
+        "snapshot": donor.snapshot,
+        "snapshot_bytes": donor.snapshot_bytes,
+        "hyperparameters": explore(donor.hyperparameters, pbt, rng),
+    }
 
 
 def words(record: Record) -> str:

@@ -16,10 +16,11 @@ from typing import Any
 
 from hpcrl.pbt.evidence import Chapter, Evidence, Line, Problem
 from hpcrl.pbt.journal import ONCE
-from hpcrl.pbt.mutate import Values, explore, stream
+from hpcrl.pbt.mutate import Values, stream
 from hpcrl.pbt.population import Population
 from hpcrl.pbt.records import Record
 from hpcrl.pbt.select import decide
+from hpcrl.pbt.turn import intent_of
 from hpcrl.types import HpcrlError
 
 SAME = 1e-9
@@ -121,14 +122,7 @@ def _differences(evidence: Evidence, member: int, line: Line) -> Iterator[str]:
     intent = None
     if decision.donor is not None:
         donor = records[seen.index(decision.donor)]
-        intent = {
-            "donor": donor.member,
-            "donor_generation": donor.generation,
-            "record": donor.sha256,
-            "snapshot": donor.snapshot,
-            "snapshot_bytes": donor.snapshot_bytes,
-            "hyperparameters": explore(donor.hyperparameters, population.pbt, rng),
-        }
+        intent = intent_of(donor, population.pbt, rng)
     if line["outcome"] != decision.outcome:
         yield f"outcome is {line['outcome']}, computed {decision.outcome} ({decision.reason})"
     if not _close(line["p"], decision.p):
