@@ -275,6 +275,31 @@ class _Terminated(KeyboardInterrupt):
 
 
 @contextlib.contextmanager
+def _never_ignored() -> Iterator[None]:
+    """A KeyboardInterrupt that lands in a destructor, where Python ignores it, is raised once more."""
+    ignored: list[BaseException] = []
+
+    def again(_number: int, _frame: FrameType | None) -> None:
+        raise ignored.pop()
+
+    def hook(unraisable: sys.UnraisableHookArgs) -> None:
+        if isinstance(unraisable.exc_value, KeyboardInterrupt):
+            ignored.append(unraisable.exc_value)
+            signal.signal(signal.SIGALRM, again)
+            signal.setitimer(signal.ITIMER_REAL, 0.01)  # a little later: here it would be ignored too
+        else:
+            hook_before(unraisable)
+
+    hook_before, sys.unraisablehook = sys.unraisablehook, hook
+    try:
+        yield
+    finally:
+        sys.unraisablehook = hook_before
+        if ignored:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+@contextlib.contextmanager
 def _stoppable(out: Path) -> Iterator[None]:
     """Ctrl-C and SIGTERM end it with one line, and the exit code that they have without any of this."""
 
@@ -287,7 +312,8 @@ def _stoppable(out: Path) -> Iterator[None]:
         return
     before = signal.signal(signal.SIGTERM, terminate)
     try:
-        yield
+        with _never_ignored():
+            yield
     except KeyboardInterrupt as stop:
         from hpcrl.market.stage_database import spool_folder
 

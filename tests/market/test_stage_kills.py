@@ -7,6 +7,7 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -149,6 +150,32 @@ def test_ctrl_c_ends_it_without_a_file_or_a_traceback(verb, postgrest, tmp_path)
     assert process.returncode == 130 and "Traceback" not in err, err
     assert not (tmp_path / "market.h5").exists()
     staging.finish(tmp_path)
+
+
+IGNORED = """
+import os, signal, sys, time
+from pathlib import Path
+from hpcrl.cli_stage import _stoppable
+
+class Held:
+    def __del__(self):  # what is raised here, Python ignores
+        os.kill(os.getpid(), signal.SIGINT if sys.argv[1] == "INT" else signal.SIGTERM)
+        time.sleep(1)
+
+with _stoppable(Path("market.h5")):
+    held = Held()
+    del held
+    time.sleep(20)
+    print("went on")
+"""
+
+
+@pytest.mark.parametrize("name, code", [("INT", 130), ("TERM", -signal.SIGTERM)])
+def test_a_stop_that_lands_in_a_destructor_is_heard(tmp_path, name, code):
+    command = [sys.executable, "-c", IGNORED, name]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert done.returncode == code and done.stdout == "", done
+    assert done.stderr.splitlines() == ["stopped; run it again to begin anew"]
 
 
 @pytest.mark.slow
