@@ -20,7 +20,7 @@ $(VENV)/ready: setup.cfg pyproject.toml constraints.txt
 setup: $(VENV)/ready  ## create .venv with everything that is pinned in constraints.txt
 
 # Installs as root on Debian; elsewhere it tells what is missing, and `make test` goes on without.
-test-system:  ## install what the tests start (PostgreSQL, Slurm), where it is missing (Debian, as root)
+test-system:  ## install what the tests start (PostgreSQL, Slurm, Chromium), where it is missing (Debian, as root)
 	@tests/servers/install.sh $(if $(filter $@,$(MAKECMDGOALS)),--strict)
 
 data/msft.h5: data/sample/MSFT_5min.csv | $(VENV)/ready

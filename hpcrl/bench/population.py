@@ -158,8 +158,8 @@ def _steps(population: Population) -> list[tuple[Any, Any]]:
 
 def judged(population: Population, seed: int, place: Path, spread: Spread) -> list[Judged]:
     """Every member's last policy, on the same fresh bars."""
+    from hpcrl.checkpoint.load import load_run
     from hpcrl.evaluate.backtest import PolicyStrategy
-    from hpcrl.evaluate.load import load_run
     from hpcrl.market.stage import stage_planted
 
     fresh = place / "fresh.h5"

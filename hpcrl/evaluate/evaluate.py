@@ -16,12 +16,12 @@ from typing import Any
 
 import numpy as np
 
+from hpcrl.checkpoint.load import LoadedRun, load_data, load_run, pick_device
 from hpcrl.config.env import HINDSIGHT
 from hpcrl.evaluate.backtest import Plan, PolicyStrategy, make_plan, new_simulator, play_plan
 from hpcrl.evaluate.baselines import BuyAndHold, Flat, hold_config, hold_weight, matched_random
 from hpcrl.evaluate.evaluation import AGENT, FLAT, HOLD, RANDOM, Curves, Evaluation, Row
 from hpcrl.evaluate.lags import play_lags
-from hpcrl.evaluate.load import LoadedRun, load_data, load_run, pick_device
 from hpcrl.evaluate.metrics import periods_per_year, sharpe_error
 from hpcrl.evaluate.sealed import open_sealed
 from hpcrl.evaluate.track import Track, summary, total

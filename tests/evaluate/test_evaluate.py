@@ -74,8 +74,8 @@ def test_seed_moves_matched_random_only(run, evaluation):
 
 def test_the_policy_plays_as_it_does_step_by_step_in_training(run, evaluation, data):
     """The first account's actions, recomputed from tokens by the sequence path, on its own."""
+    from hpcrl.checkpoint.load import load_data, load_run
     from hpcrl.env.simulator import Simulator
-    from hpcrl.evaluate.load import load_data, load_run
 
     loaded = load_run(run)
     market = load_data(loaded)

@@ -8,11 +8,11 @@ import pytest
 import torch
 from evaluate_runs import make_config, make_data, make_run
 
+from hpcrl.checkpoint.load import load_data, load_run
 from hpcrl.config.policy import PolicyConfig
 from hpcrl.env.simulator import Simulator
 from hpcrl.evaluate.evaluate import evaluate_run
 from hpcrl.evaluate.evaluation import AGENT
-from hpcrl.evaluate.load import load_data, load_run
 
 KINDS = [("transformer", "continuous"), ("lightweight", "discrete"), ("lightweight", "continuous")]
 

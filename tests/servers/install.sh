@@ -13,6 +13,7 @@ done
 [ -e /etc/profile.d/lmod.sh ] || missing="$missing lmod"
 command -v postgres >/dev/null || ls /usr/lib/postgresql/*/bin/postgres >/dev/null 2>&1 ||
     missing="$missing postgresql"
+command -v chromium >/dev/null || missing="$missing chromium"
 [ -n "$missing" ] || exit 0
 
 refuse() {
