@@ -148,6 +148,11 @@ class Simulator:
         """float64, signed quantity held; the state itself, so it changes with the next step."""
         return self._state.quantity_NA
 
+    @property
+    def equity_N(self) -> Tensor:
+        """float64, equity at that close; the state itself, so it changes with the next step."""
+        return self._state.equity_N1.view(-1)
+
     def holding(self, position_NA: Tensor) -> Tensor:
         """The weights to ask for so that nothing more is traded than what is on its way: the position
         (market value / equity), or with ``fill_lag`` 2 the quantity that waits to be filled."""

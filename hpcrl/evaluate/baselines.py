@@ -1,6 +1,7 @@
 """What the agent has to beat, through the same simulator and after the same costs.
 
-Flat earns nothing. Buy and hold buys once. Matched random plays the agent's own path of target weights,
+Flat earns nothing. Buy and hold buys once. Equal weight comes back to equal shares once a session. Matched
+random plays the agent's own path of target weights,
 shifted in time (circularly, the same share of the range for every account of a draw): same positions for
 the same lengths, same turnover but for the seam, at times that know nothing. An agent with skill in timing
 beats most draws; one that merely holds a good market does not.
@@ -79,6 +80,68 @@ class BuyAndHold:
         coming_NA = simulator.holding(position_NA)
         self._bought_NA |= (coming_NA >= self._enough_NA) & (coming_NA > 0)
         return torch.where(self._bought_NA, coming_NA, self._target_NA)
+
+
+class Order:
+    """Asks for a target weight until it is held, then for what is held, so that only a new target trades.
+
+    A bar that did not fill (all of) it is followed by another try. Held: within 5 % of the target, or within
+    one lot of it. A target of 0 is asked for as long as it stands.
+    """
+
+    def __init__(self, simulator: Simulator) -> None:
+        shape = simulator.symbol_NA.shape
+        self._simulator = simulator
+        self._target_NA = torch.zeros(shape, dtype=torch.float64, device=simulator.device)
+        self._asked_NA = torch.zeros(shape, dtype=torch.bool, device=simulator.device)
+        self._held_NA = self._asked_NA.clone()
+
+    def renew(self, target_NA: Tensor, where_NA: Tensor) -> None:
+        """From now on another target, where ``where_NA`` (bool) says so."""
+        self._target_NA = torch.where(where_NA, target_NA, self._target_NA)
+        self._asked_NA &= ~where_NA
+        self._held_NA &= ~where_NA
+
+    def weights(self, position_NA: Tensor) -> Tensor:
+        """[N, A] of this close."""
+        coming_NA, target_NA = self._simulator.holding(position_NA), self._target_NA
+        slack_NA = (1 - BOUGHT) * target_NA.abs() + self._lot_share()
+        near_NA = ((coming_NA - target_NA).abs() <= slack_NA) & (coming_NA * target_NA > 0)
+        self._held_NA |= self._asked_NA & near_NA
+        self._asked_NA = torch.ones_like(self._asked_NA)
+        return torch.where(self._held_NA, coming_NA, target_NA)
+
+    def _lot_share(self) -> Tensor:
+        """One lot as a share of equity, [N, A]; 0 where quantities are fractional."""
+        simulator = self._simulator
+        symbol_NA = simulator.symbol_NA
+        price_NA = simulator.market.close_BS[simulator.bar_N[:, None], symbol_NA]
+        return simulator.rules.lot * price_NA / simulator.equity_N[:, None]
+
+
+class EqualWeight:
+    """Equal shares of one account over its assets, brought back to them at the close of each session's first
+    bar; in between nothing is traded. Play it with ``hold_config``, as ``BuyAndHold``."""
+
+    def __init__(self, session_B: np.ndarray, weight: float = 1.0) -> None:
+        """``session_B``: the session of every bar of the market; ``weight``: the assets' sum."""
+        self._first_B = np.diff(session_B, prepend=session_B[:1] - 1) != 0
+        self._weight = weight
+
+    def begin(self, simulator: Simulator, history_NME: Tensor, length_N: Tensor) -> None:
+        self._order = Order(simulator)
+        self._first = torch.as_tensor(self._first_B, device=simulator.device)
+        self._share_NA = torch.full(
+            simulator.symbol_NA.shape,
+            self._weight / simulator.n_assets,
+            dtype=torch.float64,
+            device=simulator.device,
+        )
+
+    def weights(self, simulator: Simulator, step: int, position_NA: Tensor) -> Tensor:
+        due_N = self._first[simulator.bar_N] if step else torch.ones_like(simulator.bar_N, dtype=torch.bool)
+        self._order.renew(self._share_NA, due_N[:, None].expand_as(self._share_NA))
+        return self._order.weights(position_NA)
 
 
 def hold_weight(env: EnvConfig) -> float:
