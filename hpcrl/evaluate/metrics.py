@@ -62,7 +62,7 @@ def _library(name: str, return_TN: np.ndarray, **options: Any) -> np.ndarray:
         return _finite(function(np.array(return_TN), **options))
 
 
-def _without_risk(return_TN: np.ndarray) -> np.ndarray:
+def without_risk(return_TN: np.ndarray) -> np.ndarray:
     """bool [N]: fewer than two returns, or all of them the same up to rounding."""
     if len(return_TN) < 2:
         return np.ones(return_TN.shape[1], dtype=bool)
@@ -88,13 +88,13 @@ def annual_volatility(return_XN: np.ndarray, periods: int) -> np.ndarray:
 def sharpe(return_TN: np.ndarray, periods: int = 1) -> np.ndarray:
     """mean / deviation (ddof 1) x sqrt(periods), against a rate of 0; NaN where there is no risk."""
     value_N = _library("sharpe_ratio", return_TN, annualization=periods)
-    return np.where(_without_risk(return_TN), np.nan, value_N)
+    return np.where(without_risk(return_TN), np.nan, value_N)
 
 
 def sortino(return_XN: np.ndarray, periods: int) -> np.ndarray:
     """NaN where no return is below 0."""
     value_N = _library("sortino_ratio", return_XN, annualization=periods)
-    return np.where(_without_risk(return_XN), np.nan, value_N)
+    return np.where(without_risk(return_XN), np.nan, value_N)
 
 
 def max_drawdown(return_TN: np.ndarray) -> np.ndarray:
