@@ -21,7 +21,7 @@ from hpcrl.config.root import Config
 from hpcrl.market.dataset import Market
 from hpcrl.market.load import load_market
 from hpcrl.market.scaler import Scaler
-from hpcrl.policy import Policy, build_policy
+from hpcrl.policy import Player, Policy, build_policy
 from hpcrl.storage.run_dir import RunDir
 from hpcrl.types import HpcrlError, RunFailed
 
@@ -31,12 +31,13 @@ _FILE = re.compile(r"^checkpoint_epoch_(\d+)\.pt$")
 @dataclass(frozen=True)
 class LoadedRun:
     path: Path
-    """The run folder, or the folder of a checkpoint file that stands alone."""
+    """The run folder, or the folder of a checkpoint file (or exported policy) that stands alone."""
     checkpoint: Path
+    """The file with the weights."""
     epoch: int
     env_steps: int
     config: Config
-    policy: Policy
+    policy: Player
     scaler: Scaler
     n_entries: int
     n_assets: int

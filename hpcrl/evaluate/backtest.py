@@ -19,7 +19,7 @@ from hpcrl.config.env import EnvConfig
 from hpcrl.env.simulator import Simulator
 from hpcrl.evaluate.track import Track, side_by_side
 from hpcrl.market.tensors import MarketTensors
-from hpcrl.policy import Policy
+from hpcrl.policy import Player
 from hpcrl.types import HpcrlError
 
 
@@ -98,7 +98,7 @@ class Strategy(Protocol):
 class PolicyStrategy:
     """The deterministic policy: at every close its distribution's mode."""
 
-    def __init__(self, policy: Policy) -> None:
+    def __init__(self, policy: Player) -> None:
         self._policy = policy
 
     def begin(self, simulator: Simulator, history_NME: Tensor, length_N: Tensor) -> None:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from hpcrl.config.policy import PolicyConfig
-from hpcrl.policy.base import Policy
+from hpcrl.policy.base import Player, Policy
 from hpcrl.policy.lightweight import LightweightPolicy
 from hpcrl.policy.transformer import TransformerPolicy
 
-__all__ = ["Policy", "build_policy"]
+__all__ = ["Player", "Policy", "build_policy"]
 
 
 def build_policy(config: PolicyConfig, n_entries: int, n_assets: int) -> Policy:

@@ -8,15 +8,26 @@ of history and of today's weights: rebuilt from tokens at each rollout's start a
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from hpcrl.config.policy import PolicyConfig
-from hpcrl.policy.distributions import build_distribution
+from hpcrl.policy.distributions import Distribution, build_distribution
 from hpcrl.policy.heads import Float32Linear, RMSNorm
 
 Memory = tuple[Tensor, ...]
+
+
+class Player(Protocol):
+    """What can be played bar by bar: a policy, or an exported one. Methods as in ``Policy``."""
+
+    distribution: Distribution
+
+    def rebuild(self, history_NME: Tensor, length_N: Tensor) -> Memory: ...
+
+    def step(self, token_NE: Tensor, age_N: Tensor, memory: Memory) -> tuple[Tensor, Tensor]: ...
 
 
 class Policy(nn.Module, ABC):
