@@ -99,7 +99,8 @@ class Case:
     def assemble(self, bars: tuple[SymbolBars, ...]) -> Market:
         own = self.config.market
         fractions = (own.train_fraction, own.validation_fraction)
-        return assemble(list(bars), self.names, list(range(len(self.names))), self.header, fractions)
+        market = assemble(list(bars), self.names, list(range(len(self.names))), self.header, fractions)
+        return replace(market, between=own.between)
 
     @cached_property
     def market(self) -> Market:

@@ -28,6 +28,9 @@ LIVE_KEYS = (
     "engine.device",
 )
 """Keys and sections that a resumed run may change; the data set itself is compared by its hash."""
+LATER = {f"market.{split}_between": [] for split in ("train", "validation", "test")}
+"""Keys that came after runs had been recorded, and their defaults: with these they change no digest, so that
+runs of before can be resumed, and go on in their folders."""
 
 
 class Config(Section):
@@ -101,7 +104,11 @@ def _nearest_batches(config: Config) -> str:
 
 def tree_digest(tree: dict) -> str:
     """``Config.digest`` of a resolved tree as it was recorded, whatever keys this version knows."""
-    flat = {key: value for key, value in flatten(tree).items() if not is_live(key)}
+    flat = {
+        key: value
+        for key, value in flatten(tree).items()
+        if not is_live(key) and (key not in LATER or value != LATER[key])
+    }
     return hashlib.sha256(json.dumps(flat, sort_keys=True).encode()).hexdigest()
 
 

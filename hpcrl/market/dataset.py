@@ -6,7 +6,8 @@ source's currency; NaN where a bar is missing.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from hpcrl.market.bars import SymbolBars
 from hpcrl.market.calendar import SECOND_NS
 from hpcrl.market.scaler import Scaler
 from hpcrl.market.sigma import known_sigma
-from hpcrl.market.splits import Split, cut
+from hpcrl.market.splits import Split, cut, cut_between
 from hpcrl.market.synthetic import made_up
 from hpcrl.market.tensors import MarketTensors
 from hpcrl.types import HpcrlError
@@ -49,6 +50,8 @@ class Market:
     last_bar_S: np.ndarray  # int64, last present row
     train_fraction: float = 0.70
     validation_fraction: float = 0.15
+    between: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    """Seconds [from, before) of each split, where the config gives times in place of the fractions."""
 
     @property
     def made_up(self) -> bool:
@@ -62,7 +65,10 @@ class Market:
     def split_range(self, name: Split, fill_lag: int = 1) -> tuple[int, int]:
         """Half-open rows of a split of the tradable rows (first burn-in that ends .. end), purged."""
         lo = int(self.first_bar_S.min())
-        parts = cut(lo, self.n_bars, self.train_fraction, self.validation_fraction, fill_lag)
+        if self.between:
+            parts = cut_between(self.ts_B, lo, self.between, fill_lag)
+        else:
+            parts = cut(lo, self.n_bars, self.train_fraction, self.validation_fraction, fill_lag)
         if name not in parts:
             raise HpcrlError(f"split {name!r} is not known; use one of {', '.join(parts)}")
         return parts[name]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from dataclasses import replace
 from typing import Any
 
 from hpcrl.config.market import MarketConfig
@@ -16,7 +17,8 @@ from hpcrl.types import HpcrlError
 def load_market(config: MarketConfig) -> Market:
     """The chosen symbols and features of ``config.path``. HpcrlError lists what the file has."""
     bars, names, columns, header = load_symbols(config)
-    return assemble(bars, names, columns, header, (config.train_fraction, config.validation_fraction))
+    market = assemble(bars, names, columns, header, (config.train_fraction, config.validation_fraction))
+    return replace(market, between=config.between)
 
 
 def load_symbols(
