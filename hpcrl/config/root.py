@@ -28,7 +28,7 @@ LIVE_KEYS = (
     "engine.device",
 )
 """Keys and sections that a resumed run may change; the data set itself is compared by its hash."""
-LATER = {f"market.{split}_between": [] for split in ("train", "validation", "test")}
+LATER: dict[str, object] = {f"market.{split}_between": [] for split in ("train", "validation", "test")}
 """Keys that came after runs had been recorded, and their defaults: with these they change no digest, so that
 runs of before can be resumed, and go on in their folders."""
 

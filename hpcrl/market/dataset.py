@@ -144,8 +144,14 @@ def assemble(
     """Put the symbols on the union of their grids. ``columns``: which of the stored features, in order."""
     ts_B = np.unique(np.concatenate([one.ts for one in bars]))
     shape = (len(ts_B), len(bars))
-    price = {name: np.full(shape, np.nan) for name in ("open", "high", "low", "close", "volume", "delist")}
-    filled = {"split": np.ones(shape), "dividend": np.zeros(shape), "present": np.zeros(shape, dtype=bool)}
+    price: dict[str, Any] = {
+        name: np.full(shape, np.nan) for name in ("open", "high", "low", "close", "volume", "delist")
+    }
+    filled: dict[str, Any] = {
+        "split": np.ones(shape),
+        "dividend": np.zeros(shape),
+        "present": np.zeros(shape, dtype=bool),
+    }
     feature_BSF = np.zeros((*shape, len(columns)), dtype=np.float32)
     session_B, session_time_B = np.zeros(len(ts_B), dtype=np.int32), np.zeros(len(ts_B), dtype=np.float32)
     first_bar_S, last_bar_S = np.full(len(bars), len(ts_B)), np.zeros(len(bars), dtype=np.int64)
