@@ -57,6 +57,12 @@ class Scaler:
             raise RunFailed(f"the checkpoint's feature scaler is incomplete: {error!r}") from None
 
 
+def identity_scaler(feature_names: tuple[str, ...]) -> Scaler:
+    """Leaves features as they are: for what scales them itself, as an exported policy does."""
+    zero_F = np.zeros(len(feature_names), dtype=np.float32)
+    return Scaler(feature_names, zero_F, zero_F + 1, clip=float("inf"))
+
+
 def fit_scaler(market: Market, lo: int, hi: int) -> Scaler:
     """Mean and deviation (ddof 0) of every feature over the present rows of [lo, hi) after burn-in.
 

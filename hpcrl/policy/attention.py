@@ -69,7 +69,7 @@ class WindowAttention(nn.Module):
         self.qkv = nn.Linear(d_model, 3 * d_model, bias=False)
         self.out = nn.Linear(d_model, d_model, bias=False)
 
-    def _split(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def project(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """[..., D] -> rotated q, rotated k, and v, each [..., H, K]; cos and sin are [..., 1, K / 2]."""
         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, self.width)).unbind(-3)
         return rotate(q, cos, sin), rotate(k, cos, sin), v
@@ -85,7 +85,7 @@ class WindowAttention(nn.Module):
         sin: Tensor,
     ) -> Tensor:
         """One token per environment; writes its key and value into ``slot`` of the ring, in place."""
-        q, k, v = self._split(x_ND, cos, sin)
+        q, k, v = self.project(x_ND, cos, sin)
         keys_NHWK.index_copy_(2, slot, k.unsqueeze(2))
         values_NHWK.index_copy_(2, slot, v.unsqueeze(2))
         mixed = F.scaled_dot_product_attention(q.unsqueeze(2), keys_NHWK, values_NHWK, attn_mask=mask)
@@ -101,7 +101,7 @@ class WindowAttention(nn.Module):
         chunks, steps, _ = x_CQD.shape
         window = memory[0].shape[2]
         blocks = steps // window
-        q, k, v = self._split(x_CQD, cos, sin)
+        q, k, v = self.project(x_CQD, cos, sin)
         q = q.view(chunks * blocks, window, self.heads, self.width).transpose(1, 2)
         both_k = _with_previous(k, memory[0], blocks)
         both_v = _with_previous(v, memory[1], blocks)

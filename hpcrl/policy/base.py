@@ -96,7 +96,7 @@ class Policy(nn.Module, ABC):
     def sequence(self, token_CQE: Tensor, memory: Memory, age_CQ: Tensor) -> tuple[Tensor, Tensor]:
         """Q tokens after ``memory`` at once: [C, Q, A, P] and value [C, Q]; leaves ``memory`` as it is."""
         x, _ = self.encode(token_CQE, memory, age_CQ)
-        return self._outputs(x)
+        return self.outputs(x)
 
     def forward(
         self, token_CQE: Tensor, memory: Memory, age_CQ: Tensor, action_CQA: Tensor
@@ -106,7 +106,8 @@ class Policy(nn.Module, ABC):
         log_prob, entropy = self.distribution.log_prob_and_entropy(params, action_CQA)
         return log_prob, entropy, value
 
-    def _outputs(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def outputs(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The heads: the trunk's last x [..., D] -> [..., A, P] and value [...]."""
         x = self.norm(x)
         params = self.actor(x).unflatten(-1, (self.n_assets, self.distribution.params))
         return params, self.critic(x).squeeze(-1)

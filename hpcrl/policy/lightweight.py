@@ -130,7 +130,7 @@ class LightweightPolicy(Policy):
             keep, inflow, gate = block.begin(x, age_N)
             hidden_LND[layer].mul_(keep).add_(inflow)
             x = block.end(x, hidden_LND[layer], gate)
-        return self._outputs(x)
+        return self.outputs(x)
 
     def encode(self, token_CQE: Tensor, memory: Memory, age_CQ: Tensor) -> tuple[Tensor, list[Memory]]:
         """See ``Policy``. Returns each layer's hidden states [C, Q, D]."""

@@ -83,7 +83,7 @@ class TransformerPolicy(Policy):
             )
             x = block.feedforward(x)
         counter_1N += 1
-        return self._outputs(x)
+        return self.outputs(x)
 
     def encode(self, token_CQE: Tensor, memory: Memory, age_CQ: Tensor) -> tuple[Tensor, list[Memory]]:
         """See ``Policy``. Q may be any length; inside it is padded to a multiple of W.
