@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import platform
 import signal
 import time
 from collections.abc import Callable
@@ -24,9 +25,11 @@ from hpcrl.learn.ppo import update
 from hpcrl.learn.returns import ReturnScale
 from hpcrl.market.dataset import Market
 from hpcrl.market.scaler import Scaler
+from hpcrl.monitor.advice import gpu_warnings, imbalance
 from hpcrl.monitor.alarms import Alarms
 from hpcrl.monitor.console import TrainingConsole
 from hpcrl.monitor.metrics import MetricsFile
+from hpcrl.monitor.sampler import Sampler
 from hpcrl.monitor.stopwatch import Stopwatch
 from hpcrl.monitor.watchdog import Watchdog
 from hpcrl.policy import build_policy
@@ -34,7 +37,7 @@ from hpcrl.rollout.collector import Collector
 from hpcrl.rollout.summary import summarise, timing
 from hpcrl.types import STOPPED_EARLY, HpcrlError, RunFailed
 from hpcrl.world.agree import all_or_none
-from hpcrl.world.collectives import all_max, any_rank
+from hpcrl.world.collectives import all_max, any_rank, gather_objects
 from hpcrl.world.deadline import Deadline
 from hpcrl.world.stop import StopFlag
 from hpcrl.world.world import World
@@ -178,11 +181,12 @@ def learn(
     console: TrainingConsole,
     watchdog: Watchdog | None = None,
     turns: Turns | None = None,
+    sampler: Sampler | None = None,
 ) -> int:
     """Epochs until the last; returns the exit code. One epoch is one rollout and its update.
 
     ``log`` is there on rank 0 alone. A checkpoint of the start is expected to exist or is written first.
-    ``turns``: of a member of a population.
+    ``turns``: of a member of a population; ``sampler``: of this rank's GPU and process.
     """
     watchdog, deadline = watchdog or Watchdog(0), Deadline()
     config, world, engine, collector = trainer.config, trainer.world, trainer.engine, trainer.collector
@@ -208,11 +212,13 @@ def learn(
         metrics = trainer.progress() | summarise(rollout, tally, distribution.shares, world) | learnt
         metrics["weight_divergence"] = weight_divergence(collector.policy, world)
         metrics |= timing(collector.watch, time.perf_counter() - start, rollout, trainer.attempt, world)
+        metrics |= sampler.read() if sampler is not None else {}
         for alarm in alarms.check(metrics):
             console.say(f"ALARM epoch {trainer.epoch}: {alarm}")
         all_or_none(world, partial(log.append, metrics) if log is not None else lambda: None)
         console.epoch(metrics)
-        console.gpu(metrics, config.monitor.gpu_stats_every)
+        if sampler is not None and trainer.epoch % config.monitor.gpu_stats_every == 0:
+            tell_devices(trainer, metrics, sampler, console)
         kept = trainer.epoch % config.checkpoint.every_epochs == 0 or trainer.epoch == config.train.epochs
         deadline.note(epoch_seconds=time.perf_counter() - start)
         if world.is_main and deadline.due():
@@ -230,6 +236,19 @@ def learn(
             rolling.restart()
     left_open = turns is not None and turns.due(trainer.epoch)  # by a stop in the last epoch
     return STOPPED_EARLY if trainer.epoch < config.train.epochs or left_open else 0
+
+
+def tell_devices(
+    trainer: Trainer, metrics: dict[str, Any], sampler: Sampler, console: TrainingConsole
+) -> None:
+    """Every rank's figures and warnings, and who holds the others up; collective."""
+    envs = trainer.config.env.envs_per_gpu
+    lost = [news] if (news := sampler.news()) else []
+    console.devices(metrics, [*lost, *gpu_warnings(metrics, envs)])
+    own = {key: value for key, value in metrics.items() if key.startswith(("time/", "gpu/", "host/"))}
+    ranks = gather_objects(trainer.world, own | {"node": platform.node()})
+    if trainer.world.is_main and (line := imbalance(ranks, envs)):
+        console.say(f"WARNING: {line}")
 
 
 def take_turn(

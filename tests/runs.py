@@ -66,7 +66,7 @@ def only_run(parent: Path) -> Path:
 def comparable_metrics(run: Path) -> list[dict]:
     """Metrics without the keys that differ between two runs of one config."""
     return [
-        {k: v for k, v in line.items() if not k.startswith(("time/", "gpu/"))}
+        {k: v for k, v in line.items() if not k.startswith(("time/", "gpu/", "host/"))}
         for line in read_metrics(run / "metrics.jsonl")
     ]
 

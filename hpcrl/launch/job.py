@@ -278,6 +278,7 @@ def _train_in(
     """(exit code, finished epochs) of a claimed attempt; without ``trainer`` the run is resumed."""
     from hpcrl.launch.member import MemberTurns
     from hpcrl.launch.start import resume
+    from hpcrl.monitor.sampler import Sampler
     from hpcrl.train import learn
 
     manager = session.manager(config)
@@ -298,7 +299,10 @@ def _train_in(
         turns.begin(trainer)
     console.start(trainer.epoch)
     try:
-        code = learn(trainer, manager, log, stop, console, watchdog, turns)
+        with Sampler(session.world.device) as sampler:
+            if news := sampler.news():
+                console.say(news)
+            code = learn(trainer, manager, log, stop, console, watchdog, turns, sampler)
     finally:
         console.stop()
     if code != STOPPED_EARLY:

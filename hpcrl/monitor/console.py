@@ -70,10 +70,23 @@ class TrainingConsole:
         elif self.rank == 0:
             print(f"Epoch {metrics['epoch']}: Loss={loss}, Reward={reward}", flush=True)
 
-    def gpu(self, metrics: dict, every: int) -> None:
-        """Every so many epochs: this GPU's state, where there is one."""
-        if "gpu/utilisation" in metrics and metrics["epoch"] % every == 0:
-            self.rank_line(
-                f"Utilisation {metrics['gpu/utilisation']:.0%}, memory {metrics['gpu/memory_gib']:.1f} GiB, "
-                f"{metrics['gpu/temperature_c']:.0f} C, {metrics['gpu/power_w']:.0f} W"
+    def devices(self, metrics: dict, warnings: list[str]) -> None:
+        """This rank's GPU, or where there is none its CPU and memory; and what is amiss with it."""
+        if "gpu/utilisation" in metrics:
+            text = (
+                f"Utilisation {metrics['gpu/utilisation']:.0%}, memory {metrics['gpu/memory_gib']:.1f} of "
+                f"{metrics['gpu/memory_total_gib']:.1f} GiB, {metrics['gpu/temperature_c']:.0f} C, "
+                f"{metrics['gpu/power_w']:.0f} W, {metrics['gpu/clock_mhz']:.0f} MHz"
             )
+        else:
+            text = f"CPU {metrics['host/cpu']:.0%} of its cores, memory {metrics['host/memory_gib']:.1f} GiB"
+        self.rank_line(text)
+        for warning in warnings:
+            self.warn(warning)
+
+    def warn(self, text: str) -> None:
+        """From any rank; rank 0 says it above the bar as well."""
+        if self.rank == 0:
+            self.say(f"[GPU 0] WARNING: {text}")
+        else:
+            self.rank_line(f"WARNING: {text}")

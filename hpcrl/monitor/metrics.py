@@ -1,7 +1,7 @@
 """metrics.jsonl: one JSON line per finished epoch, written by rank 0.
 
-Keys under ``time/`` (seconds, rates, the attempt) and ``gpu/`` differ between two runs of one config;
-all others are reproduced by a resumed run, bit for bit.
+Keys under ``time/`` (seconds, rates, the attempt), ``gpu/`` and ``host/`` (of rank 0) differ between two
+runs of one config; all others are reproduced by a resumed run, bit for bit.
 """
 
 from __future__ import annotations

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 
-from hpcrl.monitor.gpu import gpu_stats
 from hpcrl.monitor.stopwatch import Stopwatch
 from hpcrl.rollout.collector import Tally
 from hpcrl.types import Rollout
@@ -37,12 +36,11 @@ def summarise(rollout: Rollout, tally: Tally, shares: tuple[str, ...], world: Wo
 
 
 def timing(watch: Stopwatch, seconds: float, rollout: Rollout, attempt: int, world: World) -> dict[str, Any]:
-    """Keys under time/ and gpu/, of this rank: what differs between two runs of one config."""
+    """Keys under time/, of this rank: they differ between two runs of one config."""
     return {
         "time/attempt": attempt,
         "time/unix": time.time(),
         "time/epoch": seconds,
         "time/steps_per_second": rollout.age_CNQ.numel() * world.size / seconds,
         **{f"time/{name}": spent for name, spent in watch.read().items()},
-        **gpu_stats(world.device),
     }

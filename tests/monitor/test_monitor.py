@@ -9,7 +9,6 @@ import torch
 
 from hpcrl.monitor.alarms import NEGATIVE_FOR, Alarms
 from hpcrl.monitor.console import TrainingConsole
-from hpcrl.monitor.gpu import gpu_stats
 from hpcrl.monitor.metrics import MetricsFile, line_of, read_metrics
 from hpcrl.monitor.stopwatch import Stopwatch
 
@@ -75,25 +74,11 @@ def test_plain_lines_carry_the_rank_and_only_rank_0_tells_the_epoch(capsys):
         console = TrainingConsole(rank, 5, "plain")
         console.collected(3, 40960)
         console.epoch({"epoch": 3, "reward": 0.0041, "loss": 0.0123})
-        console.gpu({"epoch": 3}, 1)
     out = capsys.readouterr().out
     assert out == (
         "[GPU 0] Epoch 3: Collected 40960 steps\nEpoch 3: Loss=0.0123, Reward=0.0041\n"
         "[GPU 1] Epoch 3: Collected 40960 steps\n"
     )
-
-
-def test_gpu_lines_come_every_so_many_epochs(capsys):
-    console = TrainingConsole(0, 5, "plain")
-    stats = {
-        "gpu/utilisation": 0.93,
-        "gpu/memory_gib": 12.34,
-        "gpu/temperature_c": 61.0,
-        "gpu/power_w": 512.0,
-    }
-    for epoch in range(1, 21):
-        console.gpu(stats | {"epoch": epoch}, 10)
-    assert capsys.readouterr().out == "[GPU 0] Utilisation 93%, memory 12.3 GiB, 61 C, 512 W\n" * 2
 
 
 def test_the_stopwatch_adds_spans_and_starts_anew_after_each_read():
@@ -102,7 +87,3 @@ def test_the_stopwatch_adds_spans_and_starts_anew_after_each_read():
         with watch.span("env"):
             pass
     assert watch.read()["env"] > 0 and watch.read() == {}
-
-
-def test_without_a_gpu_there_is_nothing_to_say():
-    assert gpu_stats(torch.device("cpu")) == {}
