@@ -16,7 +16,8 @@ import torch
 
 from hpcrl.config.env import EnvConfig
 from hpcrl.env.simulator import Simulator
-from hpcrl.export.metadata import NEXT, Metadata
+from hpcrl.export.metadata import Metadata
+from hpcrl.export.stream import Outputs, Stream
 from hpcrl.market.dataset import Market
 from hpcrl.market.scaler import Scaler, identity_scaler
 from hpcrl.policy import Policy
@@ -44,10 +45,8 @@ class Differences:
     """Decisions that differ where two logits nearly tie."""
     steps: int = 0
 
-    def add(
-        self, torch_side: tuple[np.ndarray, ...], onnx_side: tuple[np.ndarray, ...], discrete: bool
-    ) -> None:
-        """Params [N, A, P], value [N] and weight [N, A] of one step of each."""
+    def add(self, torch_side: Outputs, onnx_side: Outputs, discrete: bool) -> None:
+        """One step of each."""
         (params, value, weight), (other, other_value, other_weight) = torch_side, onnx_side
         apart_NA = np.abs(weight - other_weight)
         if discrete:
@@ -79,12 +78,11 @@ class Twins:
     def __init__(
         self, policy: Policy, scaler: Scaler, session: ort.InferenceSession, metadata: Metadata, accounts: int
     ) -> None:
-        self.policy, self.scaler, self.session = policy, scaler, session
+        self.policy, self.scaler = policy, scaler
         self.discrete = metadata.distribution["kind"] == "discrete"
         self._columns = metadata.n_assets * len(metadata.features)
         self._memory = policy.empty_memory(accounts)
-        self._feed = metadata.empty_memory(accounts)
-        self._names = [output.name for output in session.get_outputs()]
+        self._stream = Stream(session, metadata, accounts)
 
     @torch.no_grad()
     def step(self, token_NE: np.ndarray, age_N: np.ndarray, seen: Differences) -> None:
@@ -94,15 +92,8 @@ class Twins:
         params, value = self.policy.step(torch.from_numpy(scaled_NE), torch.from_numpy(age_N), self._memory)
         distribution = self.policy.distribution
         weight = distribution.weights(distribution.mode(params))
-        found = self.session.run(None, {"token": token_NE, "age": age_N, **self._feed})
-        self._feed = {
-            name.removeprefix(NEXT): array
-            for name, array in zip(self._names, found, strict=True)
-            if name.startswith(NEXT)
-        }
-        by_name = dict(zip(self._names, found, strict=True))
-        onnx_side = tuple(by_name[name] for name in ("params", "value", "weight"))
-        seen.add((params.numpy(), value.numpy(), weight.numpy()), onnx_side, self.discrete)
+        torch_side = Outputs(params.numpy(), value.numpy(), weight.numpy())
+        seen.add(torch_side, self._stream.step(token_NE, age_N), self.discrete)
 
 
 def verify(
