@@ -7,20 +7,22 @@ smoothed ones have forgotten their start to 1e-6 (measured: ADX14 needs 225 bars
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
-import pandas as pd
 import talib
 
 from hpcrl.market.indicators import Columns, indicator
+from hpcrl.market.rolling import window_moments, window_sum
 from hpcrl.types import HpcrlError
 
 BURN_IN = 250
 """Present bars of a symbol before its first tradable one."""
 VOLATILITY_BARS = 78
 """One US session of 5-minute bars."""
+BAND_BARS = 20
 PRICES = ("open", "high", "low", "close")
 EXTREME = 10.0
 """Ratios that can run away (a z-score after a dead spell) are cut at this; a guess, rarely reached."""
@@ -43,38 +45,38 @@ def _ratio(part_R: np.ndarray, whole_R: np.ndarray) -> np.ndarray:
 
 def log_return(bars: Columns, lag: int) -> np.ndarray:
     """ln(close / close ``lag`` rows ago) [R]; NaN in the first ``lag`` rows."""
-    log_R = np.log(bars["close"])
-    out_R = np.full(len(log_R), np.nan)
-    out_R[lag:] = log_R[lag:] - log_R[:-lag]
+    close_R = bars["close"]
+    out_R = np.full(len(close_R), np.nan)
+    out_R[lag:] = np.log(close_R[lag:] / close_R[:-lag])
     return out_R
 
 
 def realised_volatility(bars: Columns, window: int) -> np.ndarray:
     """Standard deviation (ddof 1) of the last ``window`` one-bar log returns [R]; NaN before."""
-    return pd.Series(log_return(bars, 1)).rolling(window).std(ddof=1).to_numpy()
+    return window_moments(log_return(bars, 1), window)[1]
 
 
 def _overnight_gap(bars: Columns) -> np.ndarray:
     session_R = bars["session"]
     first_R = np.r_[False, session_R[1:] != session_R[:-1]]
     gap_R = np.zeros(len(session_R))
-    gap_R[1:] = np.log(bars["open"][1:]) - np.log(bars["close"][:-1])
+    gap_R[1:] = np.log(bars["open"][1:] / bars["close"][:-1])
     # Held through the session: the value of the session's first row, 0 in the first session.
     start_R = np.maximum.accumulate(np.where(first_R, np.arange(len(session_R)), 0))
     return np.where(start_R > 0, gap_R[start_R], 0.0)
 
 
 def _volume_z(bars: Columns) -> np.ndarray:
-    window = pd.Series(bars["volume"]).rolling(VOLATILITY_BARS)
-    z_R = _ratio(bars["volume"] - window.mean().to_numpy(), window.std(ddof=1).to_numpy())
+    mean_R, std_R = window_moments(bars["volume"], VOLATILITY_BARS)
+    z_R = _ratio(bars["volume"] - mean_R, std_R)
     return np.clip(z_R, -EXTREME, EXTREME)
 
 
 def _bollinger_position(bars: Columns) -> np.ndarray:
-    upper_R, middle_R = indicator("BB_UPPER", bars), indicator("BB_MIDDLE", bars)
-    half_R = upper_R - middle_R
-    # TA-Lib's running sums leave a band of about 1e-7 of the price around a constant price.
-    half_R = np.where(half_R < 1e-6 * middle_R, 0.0, half_R)
+    # Not TA-Lib's: its running sums drift with the length of the series, in the band more than in the mean.
+    middle_R, std_R = window_moments(bars["close"], BAND_BARS)
+    half_R = 2.0 * math.sqrt((BAND_BARS - 1) / BAND_BARS) * std_R
+    half_R = np.where(half_R < 1e-6 * middle_R, 0.0, half_R)  # hardly a tick wide
     return np.clip(_ratio(bars["close"] - middle_R, half_R), -EXTREME, EXTREME)
 
 
@@ -97,6 +99,10 @@ def _centred(name: str, middle: float, half: float, window: int = 0) -> Callable
     return compute
 
 
+def _against_mean(bars: Columns) -> np.ndarray:
+    return bars["close"] / window_moments(bars["close"], BAND_BARS)[0] - 1.0
+
+
 def _against(name: str) -> Callable[[Columns], np.ndarray]:
     return lambda bars: bars["close"] / indicator(name, bars) - 1.0
 
@@ -112,7 +118,7 @@ def _obv_change(bars: Columns) -> np.ndarray:
     obv_R, lag = indicator("OBV", bars), 20
     change_R = np.full(len(obv_R), np.nan)
     change_R[lag:] = obv_R[lag:] - obv_R[:-lag]
-    total_R = pd.Series(bars["volume"]).rolling(lag).sum().to_numpy()
+    total_R = window_sum(bars["volume"], lag)
     return np.clip(_ratio(change_R, total_R), -1.0, 1.0)
 
 
@@ -133,7 +139,7 @@ FEATURES: dict[str, Feature] = {
     "volatility_12": Feature("std (ddof 1) of the last 12 log returns", lambda b: realised_volatility(b, 12)),
     "volatility_78": Feature("std (ddof 1) of the last 78 log returns", lambda b: realised_volatility(b, 78)),
     "volume_z": Feature("z-score of volume over 78 bars, cut at 10", _volume_z),
-    "sma20": Feature("close / SMA20 - 1", _against("SMA20")),
+    "sma20": Feature("close / SMA20 - 1", _against_mean),
     "ema20": Feature("close / EMA20 - 1", _against("EMA20")),
     "ema78": Feature("close / EMA78 - 1", _against("EMA78")),
     "vwap": Feature("close / session VWAP - 1", _against("VWAP_SESSION")),
@@ -165,17 +171,11 @@ def compute_features(bars: Columns, split_R: np.ndarray, symbol: str) -> np.ndar
 def computed_columns(bars: Columns, split_R: np.ndarray, symbol: str) -> Iterator[np.ndarray]:
     """FEATURES of one symbol's present bars, one by one: float32 [R], 0 in warm-ups, held finite after.
 
-    ``split_R``: shares after / before at that bar's open (1: none). Prices are carried forward by the
-    splits so far, so that a split is no return; unlike back-adjusted prices this uses no future.
+    ``split_R``: shares after / before at that bar's open (1: none).
     """
-    bars = split_carried(bars, split_R)
-    # TA-Lib takes variances below 1e-14 for zero: a coin of 1e-8 would have no Bollinger bands.
-    unit = 100.0 / bars["close"][0]
-    bars = {**bars, **{name: bars[name] * unit for name in PRICES}}
-    for name, feature in FEATURES.items():
-        # A new NaN or inf after the burn-in is refused below, by name; warm-ups divide by NaN freely.
-        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-            value_R = feature.compute(bars).astype(np.float32)
+    for name, exact_R in exact_columns(bars, split_R, tuple(FEATURES)):
+        with np.errstate(over="ignore"):
+            value_R = exact_R.astype(np.float32)
         bad_R = ~np.isfinite(value_R)
         if bad_R[BURN_IN:].any():
             row = BURN_IN + int(np.argmax(bad_R[BURN_IN:]))
@@ -184,6 +184,26 @@ def computed_columns(bars: Columns, split_R: np.ndarray, symbol: str) -> Iterato
             )
         value_R[bad_R] = 0.0
         yield value_R
+
+
+def exact_columns(
+    bars: Columns, split_R: np.ndarray, names: tuple[str, ...]
+) -> Iterator[tuple[str, np.ndarray]]:
+    """(name, float64 [R]) of the chosen FEATURES, NaN or inf where not known.
+
+    Prices are carried forward by the splits so far, so that a split is no return; unlike back-adjusted prices
+    this uses no future.
+    """
+    bars = split_carried(bars, split_R)
+    # TA-Lib takes variances below 1e-14 for zero: a coin of 1e-8 would have no Bollinger bands.
+    # A power of two leaves every rounding as it is: ADX compares moves of often equally many ticks.
+    unit = 2.0 ** round(math.log2(100.0 / bars["close"][0]))
+    bars = {**bars, **{name: bars[name] * unit for name in PRICES}}
+    for name in names:
+        # Warm-ups divide by NaN freely; what is not finite after the burn-in, callers refuse by name.
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+            value_R = FEATURES[name].compute(bars)
+        yield name, value_R
 
 
 def split_carried(bars: Columns, split_R: np.ndarray) -> Columns:

@@ -12,17 +12,15 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from typing import Literal
 
 import numpy as np
-import pandas as pd
 import talib
 
 Columns = dict[str, np.ndarray]  # open, high, low, close, volume: float64 [R]; session: int [R]
 Compute = Callable[[Columns], np.ndarray]  # float64 [R], NaN in the warm-up
 LONGEST_PERIOD = 10_000
-VWAP_ROWS = 1 << 16
-"""Of whole sessions, summed up at a time."""
 
 
 def session_vwap(bars: Columns) -> np.ndarray:
@@ -30,31 +28,21 @@ def session_vwap(bars: Columns) -> np.ndarray:
 
     Before a session's first trade it is the plain mean of the typical prices so far.
     """
-    session_R = bars["session"]
+    session_R, volume_R = bars["session"], bars["volume"]
     out_R = np.empty(len(session_R))
-    starts = np.r_[0, np.flatnonzero(np.diff(session_R)) + 1, len(session_R)]
-    # Some sessions at a time: of a million bars at once the sums would take 50 MB.
-    lo = 0
-    while lo < len(session_R):
-        hi = int(starts[np.searchsorted(starts, min(lo + VWAP_ROWS, len(session_R)))])
-        out_R[lo:hi] = _vwap({name: value[lo:hi] for name, value in bars.items()})
-        lo = hi
+    starts = np.r_[0, np.flatnonzero(np.diff(session_R)) + 1, len(session_R)].tolist()
+    count_R = np.arange(1.0, max(np.diff(starts), default=0) + 1)
+    # Session by session, so that no session's rounding reaches into another.
+    for lo, hi in pairwise(starts):
+        typical_R = (bars["high"][lo:hi] + bars["low"][lo:hi] + bars["close"][lo:hi]) / 3
+        traded_R = np.cumsum(volume_R[lo:hi])
+        value_R = np.cumsum(typical_R * volume_R[lo:hi])
+        if traded_R[0] > 0:
+            np.divide(value_R, traded_R, out=out_R[lo:hi])
+        else:
+            mean_R = np.cumsum(typical_R) / count_R[: hi - lo]
+            out_R[lo:hi] = np.divide(value_R, traded_R, out=mean_R, where=traded_R > 0)
     return out_R
-
-
-def _vwap(bars: Columns) -> np.ndarray:
-    """Of whole sessions."""
-
-    def total(value_R: np.ndarray) -> np.ndarray:
-        # groupby.cumsum starts afresh in each session, so no session's rounding reaches into another.
-        return pd.Series(value_R).groupby(bars["session"]).cumsum().to_numpy()
-
-    typical_R = (bars["high"] + bars["low"] + bars["close"]) / 3
-    volume_R = total(bars["volume"])
-    traded_R = volume_R > 0
-    value_R = total(typical_R * bars["volume"])
-    mean_R = total(typical_R) / total(np.ones_like(typical_R))
-    return np.divide(value_R, volume_R, out=mean_R.copy(), where=traded_R)
 
 
 def _macd(part: int, fast: float = 12, slow: float = 26, signal: float = 9) -> Compute:
