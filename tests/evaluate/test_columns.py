@@ -1,0 +1,175 @@
+"""Many columns at once: bit for bit what the simulator does with each of them alone."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from evaluate_runs import FREE, tiny_market
+
+from hpcrl.config.env import CostConfig, EnvConfig
+from hpcrl.env.bars import Rules
+from hpcrl.evaluate import columns
+from hpcrl.evaluate.backtest import Group, Plan, play_plan
+from hpcrl.evaluate.baselines import Table
+from hpcrl.evaluate.columns import Columns, play_columns
+from hpcrl.evaluate.track import Track
+from hpcrl.market.tensors import MarketTensors
+from hpcrl.types import HpcrlError
+
+BARS = 150
+COSTS = CostConfig(slippage=5e-5, bps=0.5, credit_rate=0.03, debit_rate=0.06)
+
+
+def rough_market(symbols: int = 2, seed: int = 0) -> MarketTensors:
+    """Violent prices, bars without trade, missing bars, a split and a dividend."""
+    draw = np.random.default_rng(seed)
+    close = 100 * np.exp(draw.normal(0, 0.05, (BARS, symbols)).cumsum(0))
+    market = tiny_market(close)
+    market.volume_BS[:] = torch.tensor(draw.integers(0, 6, (BARS, symbols)) * 4e3)
+    market.present_BS[:] = torch.tensor(draw.random((BARS, symbols)) > 0.03)
+    market.sigma_BS[:] = 0.03
+    market.high_BS.mul_(1.02)
+    market.low_BS.mul_(0.98)
+    market.split_BS[70, 0], market.dividend_BS[120, 0] = 2.0, 1.5
+    return market
+
+
+def random_weights(n: int, assets: int = 1, seed: int = 1) -> np.ndarray:
+    draw = np.random.default_rng(seed)
+    return draw.choice([-1.0, -0.4, 0.0, 0.3, 1.0, 1.8], (BARS - 1, n, assets))
+
+
+def through_columns(market, config, weight_TNA, symbol_NA, **options) -> Track:
+    plan = Columns(symbol_NA, lambda at: weight_TNA[:, at], 0, len(weight_TNA))
+    return play_columns(market, Rules.from_config(config), plan, **options)
+
+
+def through_simulator(market, config, weight_TNA, symbol_NA) -> Track:
+    steps, n = weight_TNA.shape[:2]
+    group = Group(0, symbol_NA, np.full(n, steps))
+    table = Table(weight_TNA, np.full(n, steps), np.zeros(n, dtype=np.int64))
+    return play_plan(market, config, Plan(0, steps + 1, (group,), ()), lambda group: table)
+
+
+def assert_same(found: Track, wanted: Track) -> None:
+    assert (found.equity_TN == wanted.equity_TN).all()
+    assert (found.bankrupt_N == wanted.bankrupt_N).all()
+    for field in dataclasses.fields(Track):
+        if field.name.endswith("_TN"):
+            near = pytest.approx(getattr(wanted, field.name), rel=1e-12, abs=1e-12)
+            assert getattr(found, field.name) == near, field.name
+
+
+KINDS = {
+    "defaults": {},
+    "fractional": {"lot": 0, "intrabar": False},
+    "fills_at_close": {"fill_lag": 0},
+    "one_bar_late": {"fill_lag": 2, "lot": 0},
+    "sized_at_fill": {"sizing": "fill", "max_leverage": 2, "maintenance": 0.3},
+    "margin": {"max_leverage": 3, "maintenance": 0.4, "max_net": 1.5},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("n", [1, 37])
+def test_columns_are_the_simulator_bit_for_bit(kind, n):
+    market, config = rough_market(), EnvConfig(costs=COSTS, **KINDS[kind])
+    weight, symbol = random_weights(n), np.arange(n)[:, None] % 2
+    found = through_columns(market, config, weight, symbol)
+    assert_same(found, through_simulator(market, config, weight, symbol))
+    assert found.trades_TN.sum() > 40 * n
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_accounts_over_all_assets_are_the_simulator_bit_for_bit(kind):
+    market = rough_market(3)
+    config = EnvConfig(costs=COSTS, assets="all", **KINDS[kind])
+    weight, symbol = random_weights(5, 3), np.tile(np.arange(3), (5, 1))
+    assert_same(
+        through_columns(market, config, weight, symbol), through_simulator(market, config, weight, symbol)
+    )
+
+
+def test_some_go_bankrupt_and_the_others_do_not_notice():
+    config = EnvConfig(costs=COSTS, max_leverage=6, lot=0)
+    market, symbol = rough_market(), np.zeros((20, 1), dtype=np.int64)
+    weight = np.random.default_rng(5).choice([-5.0, 5.0, 0.1], (BARS - 1, 20, 1))
+    weight[:, ::2] = 0.2
+    found = through_columns(market, config, weight, symbol)
+    assert 3 <= found.bankrupt_N[1::2].sum() < 10 and not found.bankrupt_N[::2].any()
+    assert_same(found, through_simulator(market, config, weight, symbol))
+
+
+def test_blocks_and_the_order_of_columns_change_nothing(monkeypatch):
+    market, config = rough_market(), EnvConfig(costs=COSTS)
+    weight, symbol = random_weights(23), np.random.default_rng(2).integers(0, 2, (23, 1))
+    whole = through_columns(market, config, weight, symbol)
+    monkeypatch.setattr(columns, "BLOCK", 5)
+    assert_same(through_columns(market, config, weight, symbol), whole)
+    back = through_columns(market, config, weight[:, ::-1], symbol[::-1])
+    assert (back.equity_TN[:, ::-1] == whole.equity_TN).all()
+
+
+def test_without_flows_equity_is_the_same():
+    market, config = rough_market(), EnvConfig(costs=COSTS)
+    weight, symbol = random_weights(6), np.zeros((6, 1), dtype=np.int64)
+    whole, bare = (through_columns(market, config, weight, symbol, flows=f) for f in (True, False))
+    assert (whole.equity_TN == bare.equity_TN).all()
+    assert whole.fees_TN.any() and not bare.fees_TN.any()
+
+
+@pytest.mark.parametrize("symbols", [1, 2])
+@pytest.mark.parametrize("lag", [0, 1, 2])
+@pytest.mark.parametrize("sizing", ["decision", "fill"])
+def test_nan_gives_no_order(lag, sizing, symbols):
+    """Bought once, held for good; the quantity is what the one order bought, whatever the prices do."""
+    close = np.tile(100 * np.exp(np.random.default_rng(0).normal(0, 0.05, (50, 1)).cumsum(0)), (1, 2))
+    market = tiny_market(close)
+    weight = np.full((49, 3, 1), np.nan)
+    weight[4], weight[30, 1] = [[0.5], [-0.7], [1.0]], 0.0
+    symbol = np.array([[0], [0], [symbols - 1]])
+    config = EnvConfig(costs=FREE, lot=0, fill_lag=lag, sizing=sizing)
+    found = through_columns(market, config, weight, symbol)
+    late = max(lag - 1, 0)
+    assert [np.flatnonzero(found.trades_TN[:, n]).tolist() for n in range(3)] == [
+        [4 + late], [4 + late, 30 + late], [4 + late]
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("lag", [0, 1, 2])
+def test_what_a_bar_leaves_unfilled_is_asked_for_again(lag):
+    market = tiny_market(np.full(30, 100.0), volume_BS=torch.full((30, 1), 6000.0, dtype=torch.float64))
+    weight = np.full((29, 2, 1), np.nan)
+    weight[3], weight[12, 1] = 1.0, 0.0
+    config = EnvConfig(costs=FREE.model_copy(update={"participation": 0.05}), fill_lag=lag)
+    found = through_columns(market, config, weight, np.zeros((2, 1), dtype=np.int64))
+    # 1,000 shares at 300 a bar: four fills in, and the second column out again.
+    assert found.trades_TN.sum(0).tolist() == [4, 8]
+    assert found.traded_TN.sum(0) == pytest.approx([1e5, 2e5])
+    assert found.gross_TN[-1] == pytest.approx([1.0, 0.0])
+
+
+@pytest.mark.parametrize("lag", [1, 2])
+@pytest.mark.parametrize("sizing", ["decision", "fill"])
+def test_nan_of_an_account_over_several_assets_keeps_the_position(lag, sizing):
+    market = tiny_market(np.full((30, 3), 100.0))
+    weight = np.full((29, 1, 3), np.nan)
+    weight[2, 0, 0], weight[9, 0, 1] = 0.3, -0.4
+    config = EnvConfig(costs=FREE, lot=0, assets="all", fill_lag=lag, sizing=sizing)
+    found = through_columns(market, config, weight, np.arange(3)[None])
+    assert np.flatnonzero(found.trades_TN[:, 0]).tolist() == [1 + lag, 8 + lag]
+    assert (found.gross_TN[-1, 0], found.net_TN[-1, 0]) == pytest.approx((0.7, -0.1))
+
+
+def test_an_infinite_weight_is_refused_with_its_row():
+    weight = np.zeros((9, 2, 1))
+    weight[4, 1], weight[3, 0] = -np.inf, np.nan
+    with pytest.raises(HpcrlError, match="row 4: a weight is infinite"):
+        through_columns(tiny_market(np.full(10, 1.0)), EnvConfig(), weight, np.zeros((2, 1), dtype=np.int64))
+    with pytest.raises(HpcrlError, match="rows 0 to 10 are no steps of a market of 10 bars"):
+        through_columns(
+            tiny_market(np.full(10, 1.0)), EnvConfig(), np.zeros((10, 1, 1)), np.zeros((1, 1), int)
+        )
