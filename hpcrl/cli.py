@@ -1,7 +1,7 @@
 """The command ``hpcrl``: verbs only. A verb parses, calls one function, prints the path that it made.
 
 ``cli_stage``, ``cli_bench`` and ``cli_pbt`` hold the verbs of ``hpcrl stage``, ``hpcrl bench`` and
-``hpcrl pbt``, ``cli_submit`` and ``cli_status`` the verbs ``submit`` and ``status``.
+``hpcrl pbt``; other ``cli_*`` a verb of their name each.
 
 Exit codes: 0 done, 1 failed, 2 bad usage, config or input, 70 hung, 75 stopped early and resumable.
 """
@@ -17,11 +17,13 @@ import typer
 
 import hpcrl
 from hpcrl.cli_bench import bench_app
+from hpcrl.cli_export import bench_export, export
 from hpcrl.cli_options import Json, Sets
 from hpcrl.cli_pbt import pbt_app
 from hpcrl.cli_stage import stage_app
 from hpcrl.cli_status import status
 from hpcrl.cli_submit import submit
+from hpcrl.cli_watch import watch
 from hpcrl.types import HpcrlError
 
 app = typer.Typer(
@@ -30,8 +32,9 @@ app = typer.Typer(
 app.add_typer(stage_app, name="stage")
 app.add_typer(bench_app, name="bench")
 app.add_typer(pbt_app, name="pbt")
-app.command()(submit)
-app.command()(status)
+bench_app.command("export")(bench_export)
+for verb in (submit, status, watch, export):
+    app.command()(verb)
 
 
 def main() -> None:

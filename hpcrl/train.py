@@ -213,7 +213,8 @@ def learn(
         metrics["weight_divergence"] = weight_divergence(collector.policy, world)
         metrics |= timing(collector.watch, time.perf_counter() - start, rollout, trainer.attempt, world)
         metrics |= sampler.read() if sampler is not None else {}
-        for alarm in alarms.check(metrics):
+        metrics["alarms"] = alarms.check(metrics)
+        for alarm in metrics["alarms"]:
             console.say(f"ALARM epoch {trainer.epoch}: {alarm}")
         all_or_none(world, partial(log.append, metrics) if log is not None else lambda: None)
         console.epoch(metrics)

@@ -7,13 +7,12 @@ PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin
 
 missing=
 for pair in slurmctld:slurmctld slurmd:slurmd sbatch:slurm-client munged:munge slurmdbd:slurmdbd \
-    mariadbd:mariadb-server-core mariadb:mariadb-client-core ip:iproute2; do
+    mariadbd:mariadb-server-core mariadb:mariadb-client-core ip:iproute2 tmux:tmux chromium:chromium; do
     command -v "${pair%%:*}" >/dev/null || missing="$missing ${pair#*:}"
 done
 [ -e /etc/profile.d/lmod.sh ] || missing="$missing lmod"
 command -v postgres >/dev/null || ls /usr/lib/postgresql/*/bin/postgres >/dev/null 2>&1 ||
     missing="$missing postgresql"
-command -v chromium >/dev/null || missing="$missing chromium"
 [ -n "$missing" ] || exit 0
 
 refuse() {
