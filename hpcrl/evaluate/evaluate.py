@@ -9,30 +9,32 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from hpcrl.checkpoint.load import LoadedRun, load_data, load_run, pick_device
-from hpcrl.config.env import HINDSIGHT
 from hpcrl.evaluate.backtest import Plan, PolicyStrategy, make_plan, new_simulator, play_plan
-from hpcrl.evaluate.baselines import BuyAndHold, Flat, hold_config, hold_weight, matched_random
-from hpcrl.evaluate.evaluation import AGENT, FLAT, HOLD, RANDOM, Curves, Evaluation, Row
+from hpcrl.evaluate.baselines import BuyAndHold, EqualWeight, Flat, hold_config, hold_weight, matched_random
+from hpcrl.evaluate.describe import RATIOS, describe, warnings_of
+from hpcrl.evaluate.evaluation import AGENT, CROSS, EQUAL, FLAT, HOLD, RANDOM, Curves, Evaluation, Row
 from hpcrl.evaluate.lags import play_lags
-from hpcrl.evaluate.metrics import periods_per_year, sharpe_error
-from hpcrl.evaluate.sealed import open_sealed
+from hpcrl.evaluate.metrics import periods_per_year, simple_returns
+from hpcrl.evaluate.rules import MovingAverageCross
+from hpcrl.evaluate.sealed import count_openings, open_sealed
+from hpcrl.evaluate.significance import Significance, assess, return_intervals
+from hpcrl.evaluate.statistics import by_column
 from hpcrl.evaluate.track import Track, summary, total
+from hpcrl.evaluate.trials import Trials, count_trials
 from hpcrl.market.dataset import Market
 from hpcrl.market.tensors import MarketTensors
 from hpcrl.types import HpcrlError
 
 SPLITS = ("train", "validation", "test")
-RATIOS = ("annual_return", "sharpe", "sortino", "calmar")
-SUSPICIOUS_SHARPE = 10.0
-"""No honest strategy on bars of minutes is known to hold this; leaks do (design of the evaluation)."""
+ONNX = ".onnx"
 
 
 def evaluate_run(
@@ -44,9 +46,13 @@ def evaluate_run(
     data: str | Path | None = None,
     seed: int = 0,
     draws: int = 100,
+    seal: bool = True,
+    trials: Trials | None = None,
 ) -> Evaluation:
-    """``run``: a run folder or a checkpoint file. ``draws``, ``seed``: of matched random.
+    """``run``: a run folder, a checkpoint file or an ONNX file. ``draws``, ``seed``: of matched random.
 
+    ``seal`` False: the caller opens the test split and logs it, once for many runs. ``trials``: what the run
+    was chosen from; None: as its population's journals tell.
     HpcrlError: unknown split, missing or altered run, other data than the run's, too few bars.
     """
     began = time.monotonic()
@@ -54,8 +60,7 @@ def evaluate_run(
         raise HpcrlError(f"split {split!r} is not known; use one of {', '.join(SPLITS)}")
     if draws < 1:
         raise HpcrlError(f"draws = {draws}: matched random needs at least 1 draw")
-    chosen = pick_device(device)
-    loaded = load_run(run, epoch=checkpoint_epoch, device=chosen)
+    loaded, chosen = _load(Path(run), checkpoint_epoch, device)
     market = load_data(loaded, data)
     lo, hi = market.split_range(split, loaded.config.env.fill_lag)  # type: ignore[arg-type]
     if hi - lo < 2:
@@ -67,16 +72,61 @@ def evaluate_run(
     tensors = market.to(chosen, loaded.scaler)
     plan = make_plan(tensors, loaded.config.env, lo, hi)
     _check_entries(tensors, loaded, plan)
-    openings, warning = 0, ""
-    if split == "test":
-        folder = loaded.path.parent if loaded.record is not None else loaded.path
-        openings, warning = open_sealed(folder, market.sha256, loaded.name, loaded.epoch)
-    played = _play_all(tensors, loaded, plan, market, draws, seed)
-    meta = _meta(loaded, market, plan, split, played, draws, seed)
+    trials = trials or _trials(loaded, market)
+    openings, warning = _open(loaded, market, seal) if split == "test" else (0, "")
+    played = _play_all(tensors, loaded, plan, market, draws, seed, trials)
+    meta = describe(loaded, market, plan, split, played.rows, draws=draws, seed=seed)
+    meta["fill_lag_table"], meta["statistics"] = played.lags, played.significance.meta
+    meta["baselines_left_out"] = played.left_out
     meta["test_openings"], meta["device"] = openings, str(chosen)
-    meta["warnings"] = _warnings(loaded, market, meta, played, warning)
+    agent = played.tracks[AGENT]
+    meta["warnings"] = [
+        *warnings_of(meta, played.rows[0].metrics, int(agent.bankrupt_N.sum()), warning, played.halving),
+        *loaded.warnings,
+    ]
     meta["seconds"] = round(time.monotonic() - began, 3)
     return Evaluation(played.rows, played.curves, meta, played.tracks)
+
+
+def _load(run: Path, epoch: int | None, device: str) -> tuple[LoadedRun, Any]:
+    if run.suffix.lower() != ONNX:
+        chosen = pick_device(device)
+        return load_run(run, epoch=epoch, device=chosen), chosen
+    if epoch is not None:
+        raise HpcrlError(f"{run} is one checkpoint; an epoch ({epoch}) can be chosen in a run folder only")
+    if device == "cuda":
+        raise HpcrlError(f"{run}: an ONNX file is played on the CPU; use --device cpu or auto")
+    from hpcrl.export.player import load_onnx_run
+
+    pick_device(device)
+    return load_onnx_run(run), pick_device("cpu")
+
+
+def _trials(loaded: LoadedRun, market: Market) -> Trials:
+    """What the run was chosen from; an unreadable population costs the evaluation its deflation only."""
+    onnx = loaded.checkpoint.suffix.lower() == ONNX
+    own = market.sha256 == loaded.data_sha256
+    bars_per_session = market.n_bars / len(np.unique(market.session_B)) if own else None
+    try:
+        found = count_trials(loaded.checkpoint if onnx else loaded.path, bars_per_session=bars_per_session)
+    except HpcrlError as error:
+        return Trials(0, float("nan"), "not known: a population that cannot be read", str(error))
+    if onnx and found.count == 1:
+        return Trials(0, float("nan"), "not known: an ONNX file", "an ONNX file does not tell its trials")
+    return found
+
+
+def _open(loaded: LoadedRun, market: Market, seal: bool) -> tuple[int, str]:
+    """(openings of this data set, a warning or ""). Not logged where the caller does."""
+    # The journal lies beside run folders, also for a file that lies in one.
+    in_run = loaded.record is not None or (loaded.path / "config.json").is_file()
+    folder = loaded.path.parent if in_run else loaded.path
+    if seal:
+        return open_sealed(folder, market.sha256, loaded.name, loaded.epoch)
+    try:
+        return count_openings(folder, market.sha256), ""
+    except OSError:
+        return 0, ""
 
 
 def _check_entries(tensors: MarketTensors, loaded: LoadedRun, plan: Plan) -> None:
@@ -97,6 +147,9 @@ class _Played:
     lags: list[dict[str, Any]]
     halving: str
     """A warning where the result halves from fill_lag 1 to 2, else empty."""
+    significance: Significance
+    left_out: dict[str, str]
+    """Baselines that were not played, and why."""
 
 
 class _Scorer:
@@ -109,38 +162,47 @@ class _Scorer:
 
     def scores(self, track: Track, copies: int = 1) -> dict[str | None, dict[str, np.ndarray]]:
         """Metrics by symbol (None: total), each [copies]; accounts are copy-major."""
-        found: dict[str | None, dict[str, np.ndarray]] = {}
-        found[None] = summary(total(track, copies), self.session_T, self.periods)
-        if self.per_symbol:
-            width = len(self.names)
-            bounds = zip(self.plan.first_N, self.plan.last_N, strict=True)
-            for account, (first, last) in enumerate(bounds):
-                own = track.take(slice(account, None, width), int(first), int(last))
-                found[self.names[account]] = summary(own, self.session_T[first:last], self.periods)
-        return found
+        found = {None: summary(total(track, copies), self.session_T, self.periods)}
+        return found | {name: self._summary(own) for name, own in self._accounts(track)}
+
+    def rows(self, strategy: str, track: Track) -> Iterator[Row]:
+        """One for the total and one per symbol, with the probabilities."""
+        for symbol, own in ((None, (total(track), 0, self.plan.steps)), *self._accounts(track)):
+            chances = by_column(simple_returns(own[0].equity_TN))
+            found = self._summary(own) | chances
+            yield Row(strategy, symbol, {key: float(value[0]) for key, value in found.items()})
+
+    def _summary(self, own: tuple[Track, int, int]) -> dict[str, np.ndarray]:
+        track, first, last = own
+        return summary(track, self.session_T[first:last], self.periods)
+
+    def _accounts(self, track: Track) -> Iterator[tuple[str, tuple[Track, int, int]]]:
+        """(symbol, (its account in every copy over its own steps, their first, one past their last))."""
+        bounds = zip(self.plan.first_N, self.plan.last_N, strict=True) if self.per_symbol else ()
+        for account, (first, last) in enumerate(bounds):
+            columns = slice(account, None, len(self.names))
+            own = track.take(columns, int(first), int(last))
+            yield self.names[account], (own, int(first), int(last))
 
 
 def _play_all(
-    tensors: MarketTensors, loaded: LoadedRun, plan: Plan, market: Market, draws: int, seed: int
+    tensors: MarketTensors,
+    loaded: LoadedRun,
+    plan: Plan,
+    market: Market,
+    draws: int,
+    seed: int,
+    trials: Trials,
 ) -> _Played:
     config = loaded.config
     periods = periods_per_year(str(market.attributes.get("calendar", "")))
     scorer = _Scorer(plan, market, periods, per_symbol=config.env.assets == "single")
-    agent = play_plan(
-        tensors,
-        config.env,
-        plan,
-        lambda group: PolicyStrategy(loaded.policy),
-        history=config.policy.padded_history,
-        seed=seed,
-    )
-    weight = hold_weight(config.env)
-    hold = play_plan(tensors, hold_config(config.env), plan, lambda group: BuyAndHold(weight), seed=seed)
-    flat = play_plan(tensors, config.env, plan, lambda group: Flat(), seed=seed)
+    tracks, left_out = _play_named(tensors, loaded, plan, market, seed)
+    agent = tracks[AGENT]
     rows, curves = [], {}
-    for name, track in ((AGENT, agent), (HOLD, hold), (FLAT, flat)):
-        for symbol, found in scorer.scores(track).items():
-            rows.append(Row(name, symbol, {key: float(value[0]) for key, value in found.items()}))
+    for name, track in tracks.items():
+        own = scorer.rows(name, track)
+        rows += [next(own)] if name == EQUAL else list(own)
         curves[name] = _normalised(total(track).equity_TN)[:, 0]
     parts, paths = [], []
     for count, track in matched_random(tensors, config.env, plan, agent, draws=draws, seed=seed):
@@ -150,10 +212,58 @@ def _play_all(
     path_TK = np.concatenate(paths, axis=1)
     curves[RANDOM] = path_TK.mean(1)
     low, high = np.percentile(path_TK, (5, 95), axis=1)
+    significance = assess(agent, tracks[HOLD], trials, seed=seed)
+    _add_intervals(rows, scorer, agent, significance, seed)
     at = slice(plan.lo, plan.hi)
-    drawn = Curves(market.ts_B[at], market.session_B[at], curves, (low, high))
+    drawn = Curves(market.ts_B[at], market.session_B[at], curves, (low, high), significance.band)
     lags, halving = play_lags(tensors, config.env, plan, agent, session_T=scorer.session_T, periods=periods)
-    return _Played(tuple(rows), drawn, {AGENT: agent, HOLD: hold}, lags, halving)
+    kept = {name: tracks[name] for name in (AGENT, HOLD)}
+    return _Played(tuple(rows), drawn, kept, lags, halving, significance, left_out)
+
+
+def _play_named(
+    tensors: MarketTensors, loaded: LoadedRun, plan: Plan, market: Market, seed: int
+) -> tuple[dict[str, Track], dict[str, str]]:
+    """(tracks by strategy, all but matched random; baselines that cannot be played, and why)."""
+    env, policy = loaded.config.env, loaded.policy
+    free, weight = hold_config(env), hold_weight(env)
+    history = loaded.config.policy.padded_history
+    tracks = {
+        AGENT: play_plan(
+            tensors, env, plan, lambda group: PolicyStrategy(policy), history=history, seed=seed
+        ),
+        HOLD: play_plan(tensors, free, plan, lambda group: BuyAndHold(weight), seed=seed),
+    }
+    left_out = {}
+    if plan.left_out:
+        left_out[EQUAL] = "a symbol has no bars in this range"
+    elif tensors.n_symbols > 1:
+        # One account over all symbols, with the cash of all accounts, from the bar on that they all have.
+        cash = env.initial_cash * (tensors.n_symbols if env.assets == "single" else 1)
+        shared = free.model_copy(update={"assets": "all", "initial_cash": cash})
+        try:
+            whole = make_plan(tensors, shared, plan.lo, plan.hi)
+            tracks[EQUAL] = play_plan(
+                tensors, shared, whole, lambda group: EqualWeight(market.session_B, weight), seed=seed
+            )
+        except HpcrlError as error:
+            left_out[EQUAL] = str(error)
+    tracks[CROSS] = play_plan(tensors, free, plan, lambda group: MovingAverageCross(weight=weight), seed=seed)
+    tracks[FLAT] = play_plan(tensors, env, plan, lambda group: Flat(), seed=seed)
+    return tracks, left_out
+
+
+def _add_intervals(
+    rows: list[Row], scorer: _Scorer, agent: Track, significance: Significance, seed: int
+) -> None:
+    """Into the agent's rows: total_return_low and total_return_high."""
+    mine = {row.symbol: row.metrics for row in rows if row.strategy == AGENT}
+    low, high = significance.meta["intervals"]["total_return"]
+    mine[None] |= {"total_return_low": low, "total_return_high": high}
+    if len(mine) > 1:
+        found = return_intervals(agent, scorer.plan.first_N, scorer.plan.last_N, seed=seed)
+        for name, one in zip(scorer.names, found, strict=True):
+            mine[name] |= {"total_return_low": one.low, "total_return_high": one.high}
 
 
 def _normalised(equity_TN: np.ndarray) -> np.ndarray:
@@ -175,94 +285,13 @@ def _random_rows(parts: list[dict], agents: list[Row]) -> list[Row]:
         # A ratio of few sessions has no mean worth the name: one draw with hardly any risk would rule it.
         middle = {key: np.median if key in RATIOS else np.mean for key in known}
         found = {key: float(middle[key](value)) if len(value) else np.nan for key, value in known.items()}
+        found |= dict.fromkeys(("psr", "min_track_record"), float("nan"))  # of draws they tell nothing
         rows.append(Row(RANDOM, symbol, found))
         mine, others = agent[symbol]["total_return"], drawn["total_return"]
         tied = np.isclose(others, mine, rtol=0, atol=1e-12)
         beaten = float(((others < mine) & ~tied).mean() + 0.5 * tied.mean())
         agent[symbol]["beats_random"] = float("nan") if tied.all() else beaten
     return rows
-
-
-def _meta(
-    loaded: LoadedRun,
-    market: Market,
-    plan: Plan,
-    split: str,
-    played: _Played,
-    draws: int,
-    seed: int,
-) -> dict[str, Any]:
-    calendar = str(market.attributes.get("calendar", ""))
-    periods = periods_per_year(calendar)
-    sessions = int(played.rows[0].metrics["sessions"])
-    env, other = loaded.config.env, market.sha256 != loaded.data_sha256
-    return {
-        "run": loaded.name,
-        "path": str(loaded.path),
-        "checkpoint": loaded.checkpoint.name,
-        "epoch": loaded.epoch,
-        "env_steps": loaded.env_steps,
-        "config_sha256": loaded.config.digest(),
-        "split": split,
-        "first": _iso(market.ts_B[plan.lo + 1]),
-        "last": _iso(market.ts_B[plan.hi - 1]),
-        "bars": plan.steps,
-        "sessions": sessions,
-        "bar_seconds": market.bar_seconds,
-        "calendar": calendar,
-        "sessions_per_year": periods,
-        "sharpe_standard_error": sharpe_error(sessions, periods),
-        "data": {"sha256": market.sha256, "source": market.source, "not_the_runs": other},
-        "synthetic": market.made_up,
-        "accounts": [market.symbols[s] for s in plan.symbol_N] if env.assets == "single" else ["all"],
-        "symbols": list(market.symbols),
-        "symbols_left_out": [market.symbols[s] for s in plan.left_out],
-        "assets": env.assets,
-        "initial_cash": env.initial_cash,
-        "max_leverage": env.max_leverage,
-        "max_net": env.max_net,
-        "sizing": env.sizing,
-        "costs": env.costs.model_dump(),
-        "fill_lag": env.fill_lag,
-        "fill_lag_table": played.lags,
-        "draws": draws,
-        "seed": seed,
-        "agent_beats_random": played.rows[0].metrics["beats_random"],
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
-
-
-def _iso(seconds: int) -> str:
-    return datetime.fromtimestamp(int(seconds), UTC).strftime("%Y-%m-%d %H:%M")
-
-
-def _warnings(
-    loaded: LoadedRun, market: Market, meta: dict[str, Any], played: _Played, sealed: str
-) -> list[str]:
-    agent = played.rows[0].metrics
-    said = [HINDSIGHT] if meta["fill_lag"] == 0 else []
-    if meta["synthetic"]:
-        said.append(f"data source {market.source}: made-up bars, no performance claim follows from this")
-    if meta["split"] == "train":
-        said.append("the policy was trained on these bars: nothing follows for others")
-    if meta["data"]["not_the_runs"]:
-        said.append("not the run's data: its bars may overlap those that the policy was trained on")
-    if sealed:
-        said.append(sealed)
-    if agent["sharpe"] > SUSPICIOUS_SHARPE:
-        said.append(
-            f"an annualised Sharpe ratio of {agent['sharpe']:.1f} is suspicious: look for a leak "
-            f"(standard error of this sample: {meta['sharpe_standard_error']:.1f})"
-        )
-    if played.halving:
-        said.append(played.halving)
-    if agent["trades"] == 0:
-        said.append("the agent never traded here")
-    if agent["bankrupt"] or played.tracks[AGENT].bankrupt_N.any():
-        said.append(f"{int(played.tracks[AGENT].bankrupt_N.sum())} of the agent's accounts went bankrupt")
-    if meta["symbols_left_out"]:
-        said.append(f"without bars in this range, left out: {', '.join(meta['symbols_left_out'])}")
-    return [*said, *loaded.warnings]
 
 
 def print_evaluation(evaluation: Evaluation, plot: Path | None = None, as_json: bool = False) -> Path:

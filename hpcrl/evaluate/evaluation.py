@@ -9,8 +9,11 @@ import numpy as np
 
 from hpcrl.evaluate.track import Track
 
-AGENT, HOLD, FLAT, RANDOM = "agent", "buy_and_hold", "flat", "matched_random"
-STRATEGIES = (AGENT, HOLD, FLAT, RANDOM)
+AGENT, HOLD, EQUAL = "agent", "buy_and_hold", "equal_weight"
+CROSS, FLAT, RANDOM = "moving_average_cross", "flat", "matched_random"
+STRATEGIES = (AGENT, HOLD, EQUAL, CROSS, FLAT, RANDOM)
+"""In the order in which they are shown. Equal weight is one account over all symbols: it has a total only,
+and is there only where several symbols play."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,7 @@ class Curves:
     session_T: np.ndarray  # days since 1970-01-01
     equity: dict[str, np.ndarray]  # by strategy; matched random: mean of the draws
     band: tuple[np.ndarray, np.ndarray]  # matched random, 5th and 95th percentile
+    agent_band: tuple[np.ndarray, np.ndarray] | None = None  # agent, 95 % of redrawn bars; None: too few bars
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,6 +43,12 @@ class Evaluation:
     meta: dict[str, Any]
     tracks: dict[str, Track]
     """Accounts of agent and buy and hold, step by step, in the order of ``meta["accounts"]``."""
+
+    @property
+    def strategies(self) -> tuple[str, ...]:
+        """Those that have a total row, in the order in which they are shown."""
+        there = {row.strategy for row in self.rows if row.symbol is None}
+        return tuple(strategy for strategy in STRATEGIES if strategy in there)
 
     def row(self, strategy: str, symbol: str | None = None) -> dict[str, float]:
         for row in self.rows:
@@ -51,18 +61,17 @@ class Evaluation:
         last = np.flatnonzero(np.diff(self.curves.session_T, append=self.curves.session_T[-1] + 1))
         keep = np.unique(np.concatenate([[0], last]))
         curves = {name: _plain(curve[keep].tolist()) for name, curve in self.curves.equity.items()}
-        low, high = (_plain(edge[keep].tolist()) for edge in self.curves.band)
+        for name, band in ((f"{RANDOM}_5", 0), (f"{RANDOM}_95", 1)):
+            curves[name] = _plain(self.curves.band[band][keep].tolist())
+        if self.curves.agent_band is not None:
+            for name, band in ((f"{AGENT}_low", 0), (f"{AGENT}_high", 1)):
+                curves[name] = _plain(self.curves.agent_band[band][keep].tolist())
         return {
             "meta": _plain(self.meta),
             "rows": [
                 {"strategy": row.strategy, "symbol": row.symbol, **_plain(row.metrics)} for row in self.rows
             ],
-            "curves": {
-                "ts": self.curves.ts_T[keep].tolist(),
-                **curves,
-                f"{RANDOM}_5": low,
-                f"{RANDOM}_95": high,
-            },
+            "curves": {"ts": self.curves.ts_T[keep].tolist(), **curves},
         }
 
 

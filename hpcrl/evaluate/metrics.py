@@ -1,9 +1,9 @@
 """One pure function per metric, over the columns of what accounts did. NaN where a metric is undefined.
 
-Owns the definitions; the formulas of return, volatility, Sharpe, Sortino, Calmar and drawdown are
-empyrical's. Annual figures come from session returns x periods per year (252 sessions, 365 where a market
-never closes), never from bars: a day's bars share its news. Suffixes: T steps, N
-accounts, X sessions.
+Owns the definitions; the formulas of return, volatility, Sharpe, Sortino, Calmar, drawdown, tail ratio and
+CVaR are empyrical's. Annual figures, tail ratio and CVaR come from session returns (x periods per year: 252
+sessions, 365 where a market never closes), never from bars: a day's bars share its news. Suffixes: T steps,
+N accounts, X sessions.
 """
 
 from __future__ import annotations
@@ -104,9 +104,25 @@ def max_drawdown(return_TN: np.ndarray) -> np.ndarray:
 
 def calmar(return_XN: np.ndarray, periods: int) -> np.ndarray:
     """Annual return / depth of the deepest drawdown of the same returns; NaN without any drawdown."""
-    columns = [  # the library takes one column at a time here
-        _library("calmar_ratio", return_X, annualization=periods) for return_X in return_XN.T
-    ]
+    return _by_column("calmar_ratio", return_XN, annualization=periods)
+
+
+def tail_ratio(return_XN: np.ndarray) -> np.ndarray:
+    """95th percentile over the 5th, both without sign; NaN where the 5th is 0, or without risk."""
+    value_N = _by_column("tail_ratio", return_XN)
+    if len(return_XN):
+        value_N = np.where(np.abs(np.percentile(return_XN, 5, axis=0)) > NOISE, value_N, np.nan)
+    return np.where(without_risk(return_XN), np.nan, value_N)
+
+
+def cvar(return_XN: np.ndarray) -> np.ndarray:
+    """Mean of the worst 5 % of the returns, at least of one; NaN without any."""
+    return _by_column("conditional_value_at_risk", return_XN)
+
+
+def _by_column(name: str, return_XN: np.ndarray, **options: Any) -> np.ndarray:
+    """As ``_library``, for functions that take one column at a time."""
+    columns = [_library(name, return_X, **options) for return_X in return_XN.T]
     return np.concatenate(columns) if columns else np.empty(0)
 
 
@@ -144,6 +160,7 @@ def performance(equity_TN: np.ndarray, session_T: np.ndarray, periods: int) -> d
     session_XN = simple_returns(session_equity(equity_TN, session_T))
     found = {"total_return": total_return(bar_TN)}
     found |= {name: metric(session_XN, periods) for name, metric in PERFORMANCE.items()}
+    found |= {"tail_ratio": tail_ratio(session_XN), "cvar": cvar(session_XN)}
     found |= {"bar_sharpe": sharpe(bar_TN), "max_drawdown": max_drawdown(bar_TN)}
     shape = equity_TN.shape[1]
     found["bars"] = np.full(shape, float(len(bar_TN)))

@@ -13,15 +13,18 @@ from typing import Any
 
 import numpy as np
 
-from hpcrl.evaluate.evaluation import AGENT, FLAT, HOLD, RANDOM, Evaluation
+from hpcrl.evaluate.evaluation import AGENT, CROSS, EQUAL, FLAT, HOLD, RANDOM, Evaluation
 from hpcrl.storage.atomic import check_output, write_bytes
 from hpcrl.types import HpcrlError, RunFailed
 
+AGENT_COLOUR = "#1f5fa8"
 STYLE: dict[str, dict[str, Any]] = {
     RANDOM: {"color": "#8a8f98", "linewidth": 1.2, "label": "matched random (mean, 5-95 %)"},
     FLAT: {"color": "#444a54", "linewidth": 1.0, "linestyle": (0, (1, 2)), "label": "flat"},
+    CROSS: {"color": "#3f8f6b", "linewidth": 1.1, "linestyle": (0, (5, 2)), "label": "moving averages 10/40"},
+    EQUAL: {"color": "#a3588f", "linewidth": 1.1, "linestyle": (0, (3, 1, 1, 1)), "label": "equal weight"},
     HOLD: {"color": "#d17a22", "linewidth": 1.4, "label": "buy and hold"},
-    AGENT: {"color": "#1f5fa8", "linewidth": 1.9, "label": "agent"},
+    AGENT: {"color": AGENT_COLOUR, "linewidth": 1.9, "label": "agent"},
 }
 """In drawing order; colours that differ in grey and for the colour-blind."""
 MOST_LABELS = 9
@@ -44,7 +47,7 @@ def plot_path(
     """
     run = Path(run)
     folder = run.parent if run.is_file() else run
-    own = [file for file in folder.glob("*") if file.suffix in (".json", ".jsonl", ".pt")]
+    own = [file for file in folder.glob("*") if file.suffix in (".json", ".jsonl", ".pt", ".onnx")]
     inputs = [run, *own, *([Path(data)] if data is not None else [])]
     if plot is not None:
         path = Path(plot)
@@ -88,7 +91,15 @@ def _draw(evaluation: Evaluation) -> bytes:
     shown = _shown(len(curves.ts_T))
     low, high = curves.band
     upper.fill_between(shown, low[shown], high[shown], color="#8a8f98", alpha=0.22, linewidth=0)
+    if curves.agent_band is not None:
+        low, high = curves.agent_band
+        label = "agent, 95 % of redrawn bars"
+        upper.fill_between(
+            shown, low[shown], high[shown], color=AGENT_COLOUR, alpha=0.1, linewidth=0, label=label
+        )
     for strategy, style in STYLE.items():
+        if strategy not in curves.equity:
+            continue
         equity = curves.equity[strategy]
         upper.plot(shown, equity[shown], **style)
         if strategy in (AGENT, HOLD):

@@ -46,6 +46,23 @@ def moments(return_T: np.ndarray) -> Moments:
     return Moments(sharpe, float(skew), float(kurtosis), n)
 
 
+def by_column(return_TN: np.ndarray) -> dict[str, np.ndarray]:
+    """PSR(0) and the minimum track record, in bars, of every column, each [N]."""
+    n_bars, columns = return_TN.shape
+    found = {name: np.full(columns, NAN) for name in ("psr", "min_track_record")}
+    if n_bars < 2:
+        return found
+    usable = np.flatnonzero(np.isfinite(return_TN).all(0) & ~metrics.without_risk(return_TN))
+    chosen_TN = return_TN[:, usable]
+    sharpe_N = metrics.sharpe(chosen_TN)
+    centred_TN = chosen_TN - chosen_TN.mean(0)
+    skew_N, kurtosis_N = stats.skew(centred_TN), stats.kurtosis(centred_TN, fisher=False)
+    for column, sharpe, skew, kurtosis in zip(usable, sharpe_N, skew_N, kurtosis_N, strict=True):
+        found["psr"][column] = probabilistic_sharpe(sharpe, n_bars, skew, kurtosis)
+        found["min_track_record"][column] = minimum_track_record(sharpe, skew, kurtosis)
+    return found
+
+
 def undefined(return_T: np.ndarray) -> str:
     """Why a series has no Sharpe ratio; "" where it has one."""
     if len(return_T) < 2:

@@ -34,7 +34,7 @@ FEWEST = 2
 @dataclass(frozen=True)
 class Trials:
     count: int
-    """N, at least 1."""
+    """N, at least 1; 0: not known."""
     variance: float
     """V, of the trials' Sharpe ratios per bar (ddof 1); NaN where it is not known."""
     source: str

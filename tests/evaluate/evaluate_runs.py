@@ -82,7 +82,7 @@ def make_run(
         config.env,
         env_ids_N=torch.arange(1),
         seed=0,
-        bars=market.split_range("test"),
+        bars=market.split_range("train"),
         history=8,
     )
     torch.manual_seed(seed)
