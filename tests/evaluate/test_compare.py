@@ -1,0 +1,262 @@
+"""Differences of returns: coverage, power, seeds; then whole comparisons of small runs on the same bars."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from evaluate_runs import make_config, make_data, make_run
+from rich.console import Console
+
+from hpcrl.evaluate import compare as room
+from hpcrl.evaluate.bootstrap import paired_interval
+from hpcrl.evaluate.compare import HOLD_NAME, compare, difference
+from hpcrl.evaluate.compare_plot import comparison_path, write_comparison_plot
+from hpcrl.evaluate.compare_table import labels, render_comparison
+from hpcrl.evaluate.evaluate import evaluate_run
+from hpcrl.evaluate.evaluation import AGENT, HOLD
+from hpcrl.evaluate.sealed import JOURNAL
+from hpcrl.types import HpcrlError
+
+EASY = {"costs": {"min_fee": 0.0, "per_share": 0.0, "impact_coef": 0.0, "participation": None}}
+
+
+def serial(rng: np.random.Generator, bars: int, deviation: float, phi: float = 0.3) -> np.ndarray:
+    """AR(1) around 0, from its stationary distribution."""
+    shock = rng.normal(0, deviation, bars)
+    value = np.empty(bars)
+    value[0] = shock[0] / math.sqrt(1 - phi * phi)
+    for t in range(1, bars):
+        value[t] = phi * value[t - 1] + shock[t]
+    return value
+
+
+def made_pair(seed: int, bars: int = 1000) -> tuple[np.ndarray, np.ndarray]:
+    """Equal means of 0; both carry a market twice as large as what is their own, all of it serial."""
+    rng = np.random.default_rng(seed)
+    market = serial(rng, bars, 1e-3)
+    return market + serial(rng, bars, 5e-4), market + serial(rng, bars, 5e-4)
+
+
+def coverage(bars: int, draws: int) -> tuple[int, int]:
+    """Of 200 pairs: where 0 is covered, and where a planted difference is shown."""
+    covered = shown = 0
+    for seed in range(200):
+        one, other = made_pair(seed, bars)
+        plain = difference(one, other, draws=draws, seed=seed)
+        covered += not plain.shown
+        length = max(1, round(plain.mean_interval.block))
+        blocks = (one - other)[: bars // length * length].reshape(-1, length).mean(1)
+        shown += difference(one + blocks.std(ddof=1), other, draws=draws, seed=seed).shown
+    return covered, shown
+
+
+@pytest.mark.slow
+def test_of_200_pairs_without_a_difference_the_intervals_of_180_to_198_cover_0(record_property):
+    covered, shown = coverage(1000, 200)
+    record_property(
+        "paired intervals of 200 equal pairs that cover 0; planted differences found", (covered, shown)
+    )
+    assert 180 <= covered <= 198
+    assert shown == 200
+
+
+@pytest.mark.soak
+def test_the_same_with_the_draws_that_compare_makes(record_property):
+    covered, shown = coverage(2000, 1000)
+    record_property("the same with 2,000 bars and 1,000 draws", (covered, shown))
+    assert 180 <= covered <= 198
+    assert shown == 200
+
+
+def test_what_moves_both_cancels():
+    """Unpaired, the market's noise would bury the difference."""
+    rng = np.random.default_rng(0)
+    market = rng.normal(0, 1e-2, 1500)
+    one, other = market + rng.normal(2e-4, 1e-3, 1500), market + rng.normal(0, 1e-3, 1500)
+    found = difference(one, other, draws=300)
+    assert found.shown and found.mean_interval.low > 0
+    assert found.mean == pytest.approx(one.mean() - other.mean())
+    assert difference(one, other, draws=300).mean_interval == paired_interval(one, other, draws=300)
+    turned = difference(other, one, draws=300)
+    assert turned.mean_interval.low == pytest.approx(-found.mean_interval.high)
+
+
+def test_seeds_are_averaged_and_not_pooled():
+    rng = np.random.default_rng(1)
+    one, other = rng.normal(0, 1e-3, (600, 3)), rng.normal(0, 1e-3, (600, 2))
+    found = difference(one, other, draws=200)
+    assert found.mean == pytest.approx(one.mean() - other.mean())
+    sharpes = [np.mean(each.mean(0) / each.std(0, ddof=1)) for each in (one, other)]
+    assert found.bar_sharpe == pytest.approx(sharpes[0] - sharpes[1])
+    assert found.bar_sharpe in found.sharpe_interval
+
+
+@pytest.mark.parametrize("bars", [1, 5])
+def test_too_few_bars_give_no_interval_and_a_reason(bars):
+    rng = np.random.default_rng(0)
+    found = difference(rng.normal(size=bars), rng.normal(size=bars))
+    assert not found.shown and math.isnan(found.mean_interval.low) and found.mean_interval.reason
+
+
+def test_flat_against_flat_differs_by_nothing():
+    found = difference(np.zeros(100), np.zeros(100))
+    assert not found.shown and found.mean == found.mean_interval.low == found.mean_interval.high == 0
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    return make_data(tmp_path_factory.mktemp("data") / "market.h5")
+
+
+def seeded(data: Path, seed: int, **env):
+    config = make_config(data, **EASY, **env)
+    return config.model_copy(update={"train": config.train.model_copy(update={"seed": seed})})
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory, data) -> list[Path]:
+    """Three seeds of one configuration, then one of another; the last always holds."""
+    folder = tmp_path_factory.mktemp("runs")
+    made = [make_run(folder, seeded(data, seed), seed=seed) for seed in (3, 1, 2)]
+    other = seeded(data, 0)
+    other = other.model_copy(update={"learn": other.learn.model_copy(update={"gamma": 0.5})})
+    return [*made, make_run(folder, other, seed=9, always=2)]
+
+
+@pytest.fixture(scope="module")
+def comparison(runs):
+    return compare(runs, "validation", draws=100)
+
+
+def test_runs_that_differ_by_seed_only_are_one_standing(comparison, runs):
+    group, alone, hold = comparison.standings
+    assert group.runs == tuple(run.name for run in runs[:3]) and group.seeds == (3, 1, 2)
+    assert alone.runs == (runs[3].name,) and hold.name == HOLD_NAME
+    singles = [evaluate_run(run, "validation", draws=1).row(AGENT)["total_return"] for run in runs]
+    assert group.metrics["total_return"] == pytest.approx(np.mean(singles[:3]))
+    assert (
+        group.lowest["total_return"] == min(singles[:3]) < group.highest["total_return"] == max(singles[:3])
+    )
+    assert alone.metrics["total_return"] == singles[3]
+    assert group.equity_TK[-1] - 1 == pytest.approx(singles[:3])
+    assert labels(comparison) == ["A", "B", "hold"]
+
+
+def test_differences_are_those_of_the_returns_on_common_bars(comparison, runs):
+    assert [(pair.one, pair.other) for pair in comparison.pairs] == [(0, 1), (0, 2), (1, 2)]
+    result = evaluate_run(runs[3], "validation", draws=1)
+    agent, hold = (result.curves.equity[name] for name in (AGENT, HOLD))
+    wanted = np.mean(agent[1:] / agent[:-1]) - np.mean(hold[1:] / hold[:-1])
+    assert comparison.pairs[2].difference.mean == pytest.approx(wanted, abs=1e-12)
+    assert len(comparison.ts_T) == comparison.meta["bars"] + 1
+
+
+def test_four_runs_without_a_journal_are_four_trials_whose_spread_is_seen_here(comparison):
+    assert comparison.meta["trials"] == 4 and "spread" in comparison.meta["trials_source"]
+    sharpes = [*(np.mean(c) / np.std(c, ddof=1) for c in comparison.standings[0].return_TK.T)]
+    sharpes.append(comparison.standings[1].metrics["bar_sharpe"])
+    assert comparison.meta["trials_variance"] == pytest.approx(np.var(sharpes, ddof=1))
+    one = comparison.standings[1].metrics
+    assert one["dsr"] < one["psr"]
+
+
+def test_table_json_and_picture(comparison, tmp_path):
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(render_comparison(comparison))
+    text = console.export_text()
+    assert "(3 seeds): seeds 3, 1, 2" in text and "A - hold" in text and "deflated" in text
+    assert max(map(len, text.splitlines())) <= 80
+    plain = comparison.to_json()
+    assert json.loads(json.dumps(plain, allow_nan=False)) == plain
+    assert plain["standings"][0]["seeds"] == [3, 1, 2] and len(plain["differences"]) == 3
+    path = write_comparison_plot(comparison, tmp_path / "new" / "c.png")
+    assert path.read_bytes().startswith(b"\x89PNG")
+
+
+def journal(run: Path) -> list[dict]:
+    file = run.parent / JOURNAL
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+
+def test_the_test_split_is_opened_once_for_all_and_said_so(runs):
+    before = len(journal(runs[0]))
+    found = compare(runs[:2] + runs[3:], "test", draws=50)
+    (line,) = journal(runs[0])[before:]
+    assert all(run.name in line["run"] for run in runs[:2] + runs[3:])
+    assert found.meta["test_openings"] == before + 1
+    again = compare(runs[:2], "test", draws=50)
+    assert any("opened" in warning for warning in again.meta["warnings"])
+
+
+def test_other_bars_are_refused_before_the_split_is_opened(runs, data, tmp_path):
+    other_data = make_run(tmp_path, make_config(make_data(tmp_path / "other.h5", seed=8)))
+    config = make_config(data)
+    cut = config.model_copy(update={"market": config.market.model_copy(update={"train_fraction": 0.6})})
+    other_cut = make_run(tmp_path, cut)
+    one = config.model_copy(update={"market": config.market.model_copy(update={"symbols": ("AAA",)})})
+    other_symbols = make_run(tmp_path, one)
+    before = journal(runs[0])
+    for other, said in (
+        (other_data, "other data"),
+        (other_cut, "another test split"),
+        (other_symbols, "other symbols"),
+    ):
+        with pytest.raises(HpcrlError, match=said) as found:
+            compare([runs[0], other], "test")
+        assert runs[0].name in str(found.value) and "\n" not in str(found.value)
+    assert journal(runs[0]) == before and journal(other_data) == []
+
+
+def test_data_given_makes_bars_common(runs, data, tmp_path):
+    other = make_run(tmp_path, make_config(make_data(tmp_path / "other.h5", seed=8)))
+    found = compare([runs[0], other], "validation", data=data, draws=50)
+    assert found.meta["data"]["sha256"] == evaluate_run(runs[0], "validation", draws=1).meta["data"]["sha256"]
+    assert any(
+        other.name in warning and "not the run's data" in warning for warning in found.meta["warnings"]
+    )
+
+
+def test_runs_with_other_costs_are_compared_with_a_warning(runs, data, tmp_path):
+    dear = make_run(tmp_path, make_config(data))
+    found = compare([runs[0], dear], "validation", draws=50)
+    assert any("env.costs" in warning for warning in found.meta["warnings"])
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda runs: ([runs[0], runs[0]], "validation"), "the same policy"),
+        (lambda runs: ([runs[0], runs[0] / "checkpoint_epoch_4.pt"], "validation"), "the same policy"),
+        (lambda runs: ([], "validation"), "nothing to compare"),
+        (lambda runs: ([runs[0], runs[0] / "nothing"], "validation"), "no such run"),
+        (lambda runs: ([runs[0], runs[1]], "holdout"), "'holdout'"),
+    ],
+)
+def test_bad_input_is_one_clear_line(runs, change, said):
+    with pytest.raises(HpcrlError, match=said):
+        compare(*change(runs))
+
+
+def test_the_picture_writes_over_no_checkpoint(runs, tmp_path):
+    checkpoint = runs[0] / "checkpoint_epoch_4.pt"
+    with pytest.raises(HpcrlError, match="one of the inputs"):
+        comparison_path(checkpoint, [checkpoint], "test")
+    with pytest.raises(HpcrlError, match=r"ends in \.png"):
+        comparison_path(tmp_path / "x.jpg", runs, "test")
+    assert comparison_path(None, runs, "test") == runs[0].parent / "comparison_test.png"
+
+
+def test_many_standings_are_drawn_and_named_to_the_end(comparison):
+    many = room.Comparison(
+        comparison.standings[:1] * 30 + comparison.standings[2:],
+        comparison.pairs[:1],
+        comparison.ts_T,
+        comparison.session_T,
+        comparison.meta,
+    )
+    assert labels(many)[25:28] == ["Z", "A1", "B1"] and labels(many)[-1] == "hold"
