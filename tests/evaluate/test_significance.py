@@ -14,7 +14,10 @@ from evaluate_runs import make_config, make_data, make_run
 from made_populations import make_population
 from rich.console import Console
 
+from hpcrl.checkpoint.load import load_data, load_run
 from hpcrl.evaluate import metrics
+from hpcrl.evaluate.backtest import make_plan, play_plan
+from hpcrl.evaluate.baselines import EqualWeight, hold_config
 from hpcrl.evaluate.bootstrap import bar_sharpe, interval, paired_interval, total_return
 from hpcrl.evaluate.evaluate import evaluate_run
 from hpcrl.evaluate.evaluation import AGENT, CROSS, EQUAL, FLAT, HOLD, RANDOM
@@ -110,11 +113,17 @@ def test_new_baselines_are_played_after_costs(evaluation):
     assert set(evaluation.curves.equity) == {AGENT, HOLD, EQUAL, CROSS, FLAT, RANDOM}
 
 
-def test_equal_weight_has_the_cash_of_all_accounts(tmp_path, data, evaluation):
-    """Two accounts of 100,000 are compared with one of 200,000: that of a run that trades both from one."""
-    whole = make_run(tmp_path, make_config(data, assets="all", initial_cash=200_000.0))
-    found = evaluate_run(whole, "validation", draws=2)
-    assert found.row(EQUAL) == evaluation.row(EQUAL)
+def test_equal_weight_has_the_cash_of_all_accounts(run, data, evaluation):
+    """Two accounts of 100,000 are compared with one of 200,000, whose impact and lots are its own."""
+    env = hold_config(make_config(data, assets="all", initial_cash=200_000.0).env)
+    loaded = load_run(run)
+    market = load_data(loaded)
+    tensors = market.to("cpu", loaded.scaler)
+    plan = make_plan(tensors, env, *market.split_range("validation"))
+    alone = play_plan(tensors, env, plan, lambda group: EqualWeight(market.session_B))
+    assert alone.equity_TN[0] == [200_000.0]
+    expected = alone.equity_TN[-1, 0] / 200_000.0 - 1
+    assert evaluation.row(EQUAL)["total_return"] == pytest.approx(expected, rel=1e-9)
 
 
 def test_one_symbol_has_no_equal_weight(tmp_path):
