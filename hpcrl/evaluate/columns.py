@@ -55,18 +55,32 @@ def play_columns(market: MarketTensors, rules: Rules, columns: Columns, *, flows
     found = {f"{name}_TN": np.zeros((columns.steps, n)) for name in FLOWS}
     equity_TN, bankrupt_N = np.empty((columns.steps + 1, n)), np.zeros(n, dtype=bool)
     equity_TN[0] = rules.initial_cash
+    records = {"equity": equity_TN[1:]} | ({name: found[f"{name}_TN"] for name in FLOWS} if flows else {})
     sorted_N = np.lexsort(columns.symbol_NA.T[::-1])  # a block of one symbol reads one bar for all
     width = max(1, BLOCK // assets)
     for first in range(0, n, width):
         at = sorted_N[first : first + width]
-        block = _Block(packed, rules, columns, at, device, flows)
-        alive_N = block.play()
         here = slice(at[0], at[-1] + 1) if (np.diff(at) == 1).all() else at
-        equity_TN[1:, here] = block.equity_TN.cpu().numpy()
-        bankrupt_N[here] = ~alive_N.cpu().numpy()
-        for name, flow_TN in block.flow_TN.items():
-            found[f"{name}_TN"][:, here] = flow_TN.cpu().numpy()
+        own = {name: _Record(array, here, device) for name, array in records.items()}
+        bankrupt_N[here] = ~_Block(packed, rules, columns, at, device, own).play().cpu().numpy()
+        for record in own.values():
+            record.store()
     return Track(equity_TN=equity_TN, bankrupt_N=bankrupt_N, **found)
+
+
+class _Record:
+    """What a block writes of one array [T, N]: into it where its columns lie side by side in this memory,
+    else into a copy that is stored at the end."""
+
+    def __init__(self, array_TN: np.ndarray, here: slice | np.ndarray, device: torch.device) -> None:
+        self._array_TN, self._here = array_TN, here
+        self._direct = isinstance(here, slice) and device.type == "cpu"
+        own = array_TN[:, here] if self._direct else np.empty_like(array_TN[:, here])
+        self.to_TN = torch.from_numpy(own).to(device)
+
+    def store(self) -> None:
+        if not self._direct:
+            self._array_TN[:, self._here] = self.to_TN.cpu().numpy()
 
 
 class _Bars:
@@ -101,7 +115,7 @@ class _Block:
         columns: Columns,
         at: np.ndarray,
         device: torch.device,
-        flows: bool,
+        records: dict[str, _Record],
     ) -> None:
         table_TNA = np.asarray(columns.weights(at))
         self._start = columns.start
@@ -114,18 +128,17 @@ class _Block:
         self._limit = min(limits)
         self._rules = replace(rules, max_leverage=UNLIMITED, max_net=None) if self._single else rules
         self._look = device.type == "cpu"
-        shape = (columns.steps, len(at))
-        self.equity_TN = torch.empty(shape, dtype=torch.float64, device=device)
-        self.flow_TN = {name: torch.zeros_like(self.equity_TN) for name in FLOWS} if flows else {}
+        self._record = {name: record.to_TN for name, record in records.items()}
+        self._equity_TN = self._record.pop("equity")
 
     @torch.inference_mode()
     def play(self) -> Tensor:
         """Fills the records; bool [N]: who is not bankrupt."""
         rules, symbols = self._rules, self._bars._first_NA
-        account = open_accounts(*symbols.shape, rules, symbols.device)
+        account = open_accounts(len(symbols), symbols.shape[1], rules, symbols.device)
         alive_N1, ruined, called = torch.ones_like(account.called_N1), False, True
         outcome, bar = None, None
-        for t in range(len(self.equity_TN)):
+        for t in range(len(self._equity_TN)):
             weight_NA = self._asked(t, account, outcome, bar)
             if ruined:
                 weight_NA = torch.where(alive_N1, weight_NA, 0.0)
@@ -135,11 +148,11 @@ class _Block:
             if outcome.some_bankrupt or ruined:
                 alive_N1 = alive_N1 & ~outcome.bankrupt_N1
                 ruined = not self._look or not bool(alive_N1.all())
-            self.equity_TN[t] = account.equity_N1[:, 0]
+            self._equity_TN[t] = account.equity_N1[:, 0]
             if ruined:
-                self.equity_TN[t] *= alive_N1[:, 0]
+                self._equity_TN[t] *= alive_N1[:, 0]
                 account = self._idle(account, alive_N1)
-            if self.flow_TN:
+            if self._record:
                 self._note(t, outcome, account, before_N1, alive_N1)
         return alive_N1[:, 0]
 
@@ -195,7 +208,7 @@ class _Block:
             "trades": over_assets((outcome.fill_NA != 0).to(torch.float64)) * alive_N1,
         }
         for name, value_N1 in noted.items():
-            self.flow_TN[name][t] = value_N1[:, 0]
+            self._record[name][t] = value_N1[:, 0]
 
 
 def _without_order(table_TNA: np.ndarray, start: int) -> np.ndarray:

@@ -61,7 +61,8 @@ class Track:
         """
         first = int(first_N[0]) if len(first_N) else 0
         equity = np.repeat(self.equity_TN[:1], steps + 1, axis=0)
-        equity[first:] = self.equity_TN[: steps + 1 - first]
+        own_steps = min(self.steps, steps - first)
+        equity[first : first + own_steps + 1] = self.equity_TN[: own_steps + 1]
         own_TN = (np.arange(steps)[:, None] >= first) & (np.arange(steps)[:, None] < last_N)
         for account, last in enumerate(last_N):
             equity[last:, account] = equity[last, account]
@@ -71,7 +72,7 @@ class Track:
             if field.name in grown or array is None:
                 continue
             wide = np.zeros((steps, *array.shape[1:]), dtype=array.dtype)
-            wide[first:] = array[: steps - first]
+            wide[first : first + own_steps] = array[:own_steps]
             own = own_TN if array.ndim == 2 else own_TN[..., None]
             grown[field.name] = np.where(own, wide, 0).astype(array.dtype)
         return Track(**grown)

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
+import pandas as pd
 import pytest
 import torch
-from evaluate_runs import FREE, tiny_market
+from evaluate_runs import FREE, make_data, tiny_market
 
 from hpcrl.config.env import EnvConfig
+from hpcrl.config.market import MarketConfig
 from hpcrl.evaluate.backtest import make_plan, play_plan
-from hpcrl.evaluate.baselines import BuyAndHold, EqualWeight, hold_config
-from hpcrl.evaluate.rules import MovingAverageCross, moving_average, unsplit
+from hpcrl.evaluate.baselines import BuyAndHold, EqualWeight, Table, hold_config
+from hpcrl.evaluate.prices import moving_average, unsplit
+from hpcrl.evaluate.rules import MovingAverageCross, play_rule
+from hpcrl.evaluate.track import summary
+from hpcrl.market.load import load_market
+from hpcrl.market.scaler import fit_scaler
 from hpcrl.types import HpcrlError
 
 SPREAD = FREE.model_copy(update={"half_spread": 2e-4})
@@ -157,3 +165,135 @@ def test_a_jump_of_the_price_is_no_reason_to_trade():
     close[10:, 0] = 160.0
     track = play(tiny_market(close), env(assets="all"), EqualWeight(np.zeros(30, dtype=int)))
     assert np.flatnonzero(track.trades_TN[:, 0]).tolist() == [0]
+
+
+# ---- play_rule
+
+
+def arrays(close: np.ndarray, **more) -> dict:
+    market = tiny_market(close)
+    columns = {
+        k: getattr(market, f"{k}_BS").numpy().copy() for k in ("open", "high", "low", "close", "volume")
+    }
+    return {"ts": 1_700_000_000 + 300 * np.arange(len(close))} | columns | more
+
+
+@pytest.mark.parametrize("assets", ["single", "all"])
+@pytest.mark.parametrize("lag", [0, 1, 2])
+def test_a_rule_in_columns_is_the_rule_bar_by_bar(lag, assets):
+    close = walk(300, 3)
+    config = env(SPREAD, fill_lag=lag, assets=assets)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of fill_lag 0
+        columns = play_rule(MovingAverageCross(5, 20, 0.9), arrays(close), env=config)
+        asked = play_rule(lambda: MovingAverageCross(5, 20, 0.9), arrays(close), env=config)
+    assert columns.track.equity_TN == pytest.approx(asked.track.equity_TN, rel=1e-11)
+    assert (columns.track.trades_TN == asked.track.trades_TN).all()
+    assert columns.symbols == asked.symbols
+
+
+def test_a_rule_that_stands_when_the_range_begins_is_played_from_there(tmp_path):
+    path = make_data(tmp_path / "m.h5", bars=900)
+    whole = load_market(MarketConfig(path=str(path)))
+    lo, hi = whole.split_range("validation")
+    found = play_rule([MovingAverageCross(5, 20), MovingAverageCross(10, 30)], path, split="validation")
+    assert found.names == ("ma_5_20",) * 2 + ("ma_10_30",) * 2 and found.symbols == ("AAA", "BBB") * 2
+    assert found.track.equity_TN.shape == (hi - lo, 4) and len(found.ts_T) == hi - lo - 1
+    tensors = whole.to("cpu", fit_scaler(whole, lo, hi))
+    plan = make_plan(tensors, EnvConfig(), lo, hi)
+    same = play_plan(tensors, hold_config(EnvConfig()), plan, lambda group: MovingAverageCross(5, 20))
+    assert found.track.equity_TN[:, :2] == pytest.approx(same.equity_TN, rel=1e-9)
+    started = is_long(whole.close_BS[:, 0], 5, 20)[lo], is_long(whole.close_BS[:, 1], 5, 20)[lo]
+    assert tuple(found.track.trades_TN[0, :2] > 0) == started
+
+
+def test_a_table_of_weights_is_played_as_the_simulator_plays_it():
+    close, weight = walk(120, 2), np.random.default_rng(3).choice([-0.5, 0.0, 0.7], (120, 2))
+    found = play_rule(pd.DataFrame(weight, columns=["a", "b"]), arrays(close), env=env(SPREAD))
+    table = Table(weight[:-1, :, None], np.full(2, 119), np.zeros(2, dtype=np.int64))
+    market = tiny_market(close)
+    wanted = play_plan(market, env(SPREAD), make_plan(market, env(SPREAD), 0, 120), lambda group: table)
+    assert (found.track.equity_TN == wanted.equity_TN).all()
+    shown = found.table()
+    assert shown["rule"].tolist() == ["a", "b"] and shown["symbol"].tolist() == ["asset_0", "asset_1"]
+    metrics = summary(wanted, found.session_T, found.periods)
+    for name, value in metrics.items():
+        assert shown[name].to_numpy() == pytest.approx(value, rel=1e-9, nan_ok=True), name
+
+
+def test_columns_of_symbols_that_begin_late_or_end_early_are_cash_there():
+    close = walk(100, 2)
+    bars = arrays(close)
+    for name in ("open", "high", "low", "close"):
+        bars[name][:30, 0] = bars[name][70:, 1] = np.nan
+    weight = np.full((100, 4), 0.5)
+    found = play_rule(weight, bars, env=env(SPREAD), symbols=("A", "B"), trades=("A", "B", "B", "A"))
+    equity = found.track.equity_TN
+    assert (equity[:31, [0, 3]] == 1e5).all() and (equity[31, [0, 3]] != 1e5).all()
+    assert (equity[69:, [1, 2]] == equity[69, 1]).all() and equity[68, 1] != equity[69, 1]
+    assert found.symbols == ("A", "B", "B", "A")
+    later = {name: bars[name][30:, 0] for name in ("open", "high", "low", "close", "volume")}
+    alone = play_rule(weight[30:, :1], {"ts": bars["ts"][30:]} | later, env=env(SPREAD))
+    assert (equity[30:, 0] == alone.track.equity_TN[:, 0]).all()
+
+
+def test_without_flows_the_metrics_of_equity_are_the_same():
+    weight = np.random.default_rng(3).choice([-0.5, 0.0, 0.7], (120, 5))
+    whole, bare = (play_rule(weight, arrays(walk(120)), env=env(SPREAD), flows=f) for f in (True, False))
+    assert "turnover" not in bare.metrics and {"sharpe", "max_drawdown"} < bare.metrics.keys()
+    for name, value in bare.metrics.items():
+        assert value == pytest.approx(whole.metrics[name], nan_ok=True)
+
+
+MISTAKES = {
+    "ts is float64": ({"ts": np.arange(9.0)}, {}),
+    "ts = 3 of bar 1 is not after the previous bar's 3": ({"ts": np.full(9, 3)}, {}),
+    "this is after the year 5000": ({"ts": np.arange(9) + 10**12}, {}),
+    "column 'volume' is missing": ({"volume": None}, {}),
+    r"close is \(8, 1\) for 9 bars": ({"close": np.ones(8)}, {}),
+    "high holds something other than numbers": ({"high": np.array(["x"] * 9)}, {}),
+    "asset, bar 4: a price is not above 0": ({"low": np.r_[np.ones(4), 0, np.ones(4)]}, {}),
+    "asset, bar 2: one of four prices is missing": ({"open": np.r_[1, 1, np.nan, np.ones(6)]}, {}),
+    "asset, bar 8: the high is below": ({"high": np.r_[np.ones(8), 0.5]}, {}),
+    "asset, bar 0: the volume is negative": ({"volume": np.r_[-1.0, np.ones(8)]}, {}),
+    "asset has no bar": (dict.fromkeys(("open", "high", "low", "close"), np.full(9, np.nan)), {}),
+    "2 symbols .A, B. for 1 columns": ({}, {"symbols": ("A", "B")}),
+    "split 'validation': bars given as arrays are not split": ({}, {"split": "validation"}),
+    "split 'later' is not known": ({}, {"split": "later"}),
+    "env: .*bsp": ({}, {"env": {"costs": {"bsp": 2}}}),
+    r"weights are \(9,\); \[9, columns\] is needed": ({}, {"rule": np.zeros(9)}),
+    r"weights are \(8, 1\); \[9, columns\] is needed": ({}, {"rule": np.zeros((8, 1))}),
+    "weights have no column": ({}, {"rule": np.zeros((9, 0))}),
+    "weights are object": ({}, {"rule": np.full((9, 1), None)}),
+    "row 2: a weight is infinite": ({}, {"rule": np.where(np.arange(9) == 2, np.inf, 0)[:, None]}),
+    "trades: 'B' is not in the market": ({}, {"rule": np.zeros((9, 2)), "trades": ("B", "B")}),
+    "trades names 1 symbols for 2 columns": ({}, {"rule": np.zeros((9, 2)), "trades": ("asset",)}),
+    "trades belongs to a table": ({}, {"trades": ("asset",)}),
+    "there is no rule to play": ({}, {"rule": []}),
+    "3 is no rule": ({}, {"rule": [3]}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("said", MISTAKES)
+def test_a_mistake_is_named(said):
+    changed, options = MISTAKES[said]
+    bars = arrays(np.ones(9)) | changed
+    bars = {name: value for name, value in bars.items() if value is not None}
+    with pytest.raises(HpcrlError, match=said):
+        play_rule(**({"rule": MovingAverageCross(2, 3), "market": bars} | options))
+
+
+def test_one_bar_and_no_trade_give_nan_and_not_a_crash():
+    still = play_rule(MovingAverageCross(2, 3), arrays(np.ones(9)))
+    assert np.isnan(still.metrics["sharpe"]).all() and (still.metrics["total_return"] == 0).all()
+    step = play_rule(np.ones((2, 1)), arrays(np.array([1.0, 2.0])))
+    assert np.isnan(step.metrics["sharpe"]).all() and step.metrics["bars"] == 1
+    with pytest.raises(HpcrlError, match="there are 1; at least 2"):
+        play_rule(np.ones((1, 1)), arrays(np.ones(1)))
+
+
+def test_the_sealed_split_is_named_when_it_is_read(tmp_path):
+    path = make_data(tmp_path / "m.h5", bars=900)
+    for split in ("test", "all"):
+        with pytest.warns(UserWarning, match="sealed"):
+            play_rule(MovingAverageCross(5, 20), path, split=split)
