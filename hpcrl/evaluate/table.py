@@ -37,7 +37,7 @@ LINES = (
     ("max drawdown", "max_drawdown", "percent"),
     ("CVaR 5 %, session", "cvar", "percent"),
     ("tail ratio", "tail_ratio", "number"),
-    ("PSR(0)", "psr", "number"),
+    ("PSR(0)", "psr", "chance"),
     ("costs / start", "costs", "percent"),
     ("  fees", "fees", "percent"),
     ("  spread, slippage", "spread", "percent"),
@@ -52,9 +52,9 @@ LINES = (
 PER_SYMBOL = (
     ("return", "total_return", "percent"),
     ("Sharpe", "sharpe", "number"),
-    ("drawdown", "max_drawdown", "percent"),
+    ("draw-\ndown", "max_drawdown", "percent"),
     ("CVaR", "cvar", "percent"),
-    ("PSR(0)", "psr", "number"),
+    ("PSR(0)", "psr", "chance"),
     ("costs", "costs", "percent"),
     ("trades", "trades", "count"),
 )
@@ -67,6 +67,8 @@ def _show(value: float, kind: str) -> str:
         value *= 100
         digits = 3 if abs(value) < 1 else 2 if abs(value) < 100 else 1
         return f"{0.0 if abs(value) < 5e-4 else value:,.{digits}f} %"
+    if kind == "chance":  # never sure
+        return "> .999" if value > 0.999 else "< .001" if value < 0.001 else f"{value:.3f}"
     if kind == "count":
         return f"{value:,.0f}" if value == round(value) else f"{value:,.1f}"
     return f"{value:.4f}" if kind == "small" else f"{value:.2f}"
@@ -148,9 +150,9 @@ def _luck(evaluation: Evaluation) -> Table:
         low, high = (_show(edge, kind) for edge in found["intervals"][key])
         table.add_row(label, _show(value, kind), f"none: {why}" if why else f"{low} to {high}")
     table.add_row(
-        "PSR(0)", _show(found["psr"], "number"), _verdict(found, "psr", "that the Sharpe ratio is above 0")
+        "PSR(0)", _show(found["psr"], "chance"), _verdict(found, "psr", "that the Sharpe ratio is above 0")
     )
-    table.add_row("deflated Sharpe", _show(found["dsr"], "number"), _deflated(found))
+    table.add_row("deflated Sharpe", _show(found["dsr"], "chance"), _deflated(found))
     needed, bars = found["min_track_record_bars"], evaluation.meta["bars"]
     meaning = found["reasons"].get("min_track_record_bars") or f"bars for PSR(0) = 0.95; here are {bars:,}"
     table.add_row(
