@@ -46,7 +46,11 @@ class Differences:
     steps: int = 0
 
     def add(self, torch_side: Outputs, onnx_side: Outputs, discrete: bool) -> None:
-        """One step of each."""
+        """One step of each. Infinities give NaN, which is within nothing."""
+        with np.errstate(invalid="ignore"):
+            self._add(torch_side, onnx_side, discrete)
+
+    def _add(self, torch_side: Outputs, onnx_side: Outputs, discrete: bool) -> None:
         (params, value, weight), (other, other_value, other_weight) = torch_side, onnx_side
         apart_NA = np.abs(weight - other_weight)
         if discrete:

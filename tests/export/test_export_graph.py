@@ -177,7 +177,7 @@ def check_real_bars(case: Case, bars: int, record_property) -> None:
 @pytest.mark.slow
 def test_same_actions_over_real_bars(tmp_path, record_property):
     case = export_case(stage_sample(tmp_path), "transformer", "discrete", "single", window=16, d_model=32)
-    check_real_bars(case, 1500, record_property)
+    check_real_bars(case, 1000, record_property)
 
 
 @pytest.mark.soak
