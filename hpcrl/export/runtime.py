@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from hpcrl.export.accounts import Account, Accounts, Marks
-from hpcrl.export.bars import WINDOW, Bar, BarWindow, Clock, check_bar, iso
+from hpcrl.export.bars import DAY, WINDOW, Bar, BarWindow, Clock, check_bar, iso
 from hpcrl.export.metadata import open_policy
 from hpcrl.export.session_file import pack, unpack
 from hpcrl.export.stream import Stream
@@ -90,17 +90,30 @@ class PolicySession:
         """Stamp of the bar that must come next; None: any. HpcrlError beyond the known sessions."""
         return None if self._place is None else self._clock.ts(self._place + 1)
 
-    def warm_up(self, rows: Iterable[Bars]) -> int:
+    @property
+    def computed(self) -> tuple[str, ...]:
+        """The features that the session computes; all others must come with each bar."""
+        return next(iter(self._windows.values())).computed
+
+    def day(self, ts: int) -> str | None:
+        """Date of the session that the bar which starts at ``ts`` is of; None: no bar starts there."""
+        try:
+            day, _ = self._clock.session(self._clock.place(ts))
+        except HpcrlError:
+            return None
+        return iso(day * DAY)[:10]
+
+    def warm_up(self, rows: Iterable[Bars], ts: int | None = None) -> int:
         """Feed closed bars from before the first decision, oldest first; returns how many rows were taken.
 
-        Give ``bars_wanted`` of them where there are as many, and at least ``bars_needed``.
-        HpcrlError: as ``step``; the rows before the refused one are taken.
+        Give ``bars_wanted`` of them where there are as many, and at least ``bars_needed``. ``ts``: as in
+        ``step``, for one row. HpcrlError: as ``step``; the rows before the refused one are taken.
         """
         if self._accounts.begun:
             raise HpcrlError("warm_up after the first step: the session is in use; feed its bars to step")
         count = 0
         for bars in rows:
-            self._take(*self._judge(bars, None))
+            self._take(*self._judge(bars, ts))
             count += 1
         return count
 
