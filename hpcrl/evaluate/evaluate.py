@@ -89,6 +89,10 @@ def evaluate_run(
 
 
 def _load(run: Path, epoch: int | None, device: str) -> tuple[LoadedRun, Any]:
+    if (run / "population.json").is_file():
+        raise HpcrlError(
+            f"{run}: a population; evaluate one of its members ({run / 'members' / '00'}), or hpcrl compare"
+        )
     if run.suffix.lower() != ONNX:
         chosen = pick_device(device)
         return load_run(run, epoch=epoch, device=chosen), chosen

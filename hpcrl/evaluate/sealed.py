@@ -3,6 +3,7 @@ set. Looking often and choosing by what one saw turns a test split into a traini
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from datetime import UTC, datetime
@@ -21,9 +22,11 @@ def open_sealed(folder: Path, data_sha256: str, run: str, epoch: int) -> tuple[i
     line = json.dumps({"data_sha256": data_sha256, "run": run, "checkpoint_epoch": epoch, "time": now})
     try:
         # One append of one short line: evaluations that run at once do not tear each other's.
-        handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+        handle = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
         try:
-            os.write(handle, (line + "\n").encode())
+            content = (_after_torn(handle) + line + "\n").encode()
+            if os.write(handle, content) != len(content):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             os.fsync(handle)
         finally:
             os.close(handle)
@@ -37,6 +40,12 @@ def open_sealed(folder: Path, data_sha256: str, run: str, epoch: int) -> tuple[i
         f"the test split of this data set has been opened {count} times (see {path}): "
         "a result chosen among several looks is better than the truth"
     )
+
+
+def _after_torn(handle: int) -> str:
+    """A line break where the last line has none: what a full disk tore must not swallow this one."""
+    end = os.lseek(handle, 0, os.SEEK_END)
+    return "\n" if end and os.pread(handle, 1, end - 1) != b"\n" else ""
 
 
 def count_openings(folder: Path, data_sha256: str) -> int:

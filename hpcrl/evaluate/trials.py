@@ -55,9 +55,10 @@ def count_trials(
     populations: dict[Path, Population] = {}
     alone: set[Path] = set()
     for each in given:
-        population = _population(Path(each))
+        path = Path(each).resolve()  # a link, or a/../b, is of the population too
+        population = _population(path)
         if population is None:
-            alone.add(Path(each).absolute())
+            alone.add(path)
         else:
             populations.setdefault(population.path, population)
     sharpes: list[float] = []
@@ -83,8 +84,7 @@ def _population(path: Path) -> Population | None:
     """That the path is, or that it is in; None for a run or a file of its own."""
     if (path / "population.json").is_file():
         return Population.open(path)
-    folder = path.absolute().parent if path.is_file() else path
-    found = population_of(folder)
+    found = population_of(path.parent if path.is_file() else path)
     return found[0] if found is not None else None
 
 

@@ -230,6 +230,34 @@ def test_every_further_opening_warns_with_its_number(tmp_path, data):
     assert "has been opened 3 times" in " ".join(text(found, 100).split())
 
 
+def test_a_torn_line_in_the_journal_swallows_no_opening(tmp_path, data):
+    run = make_run(tmp_path, make_config(data))
+    evaluate_run(run, draws=2)
+    journal = tmp_path / JOURNAL
+    journal.write_bytes(journal.read_bytes() + b'{"data_sha256": "ab\xff')
+    assert [evaluate_run(run, draws=2).meta["test_openings"] for _ in range(2)] == [2, 3]
+
+
+def test_a_population_itself_is_one_error(tmp_path):
+    population = make_population(tmp_path, "pbt.members=4", generations=1)
+    with pytest.raises(HpcrlError, match="evaluate one of its members"):
+        evaluate_run(population.path)
+
+
+def test_a_bankrupt_agent_has_finite_figures(tmp_path):
+    """400 times the account in one symbol: a bar that falls by a quarter percent leaves nothing."""
+    data = make_data(tmp_path / "market.h5", ("AAA",), bars=2000)
+    config = make_config(data, max_leverage=400.0, maintenance=0.0)
+    policy = config.policy.model_copy(update={"positions": (-400.0, 0.0, 400.0)})
+    run = make_run(tmp_path, config.model_copy(update={"policy": policy}), always=2)
+    found = evaluate_run(run, "validation", draws=2)
+    assert found.row(AGENT)["bankrupt"] == 1 and found.row(AGENT)["total_return"] == -1
+    json.dumps(found.to_json(), allow_nan=False)
+    said = found.meta["statistics"]
+    assert said["psr"] < 0.5 and said["intervals"]["total_return"][0] >= -1
+    assert "went bankrupt" in text(found, 100) and write_plot(found, tmp_path / "ruin.png").is_file()
+
+
 @pytest.mark.parametrize("width", [80, 100])
 def test_the_table_is_readable_at_a_terminals_width(evaluation, width):
     lines = text(evaluation, width).splitlines()

@@ -48,6 +48,15 @@ def test_a_run_in_a_population_counts_all_of_it(population):
     file.unlink()
 
 
+def test_no_way_to_write_its_path_hides_the_population(population, tmp_path, monkeypatch):
+    link = tmp_path / "best"
+    link.symlink_to(population.folder(3))
+    monkeypatch.chdir(population.folder(1))
+    for path in (link, ".", "../02", population.path / "members" / "00" / ".." / "01"):
+        assert count_trials(path).count == 12
+    assert count_trials([link, "../03", population.path]).count == 12
+
+
 def test_trials_of_several_populations_and_runs_add_up(population, tmp_path):
     other = make_population(tmp_path, *SETS, generations=2, seed=1)
     found = count_trials([population.path, other.path, tmp_path / "run_a", tmp_path / "run_b"])
