@@ -20,10 +20,10 @@ def percent(value: float, digits: int = 2, sign: bool = False) -> str:
     if not math.isfinite(value):
         return "undefined"
     value *= 100
-    while digits < 4 and 0 < abs(value) < 0.6 * 10.0**-digits:
-        digits += 1
-    if abs(value) < 0.5 * 10.0**-digits:
+    if abs(value) < 5e-5:
         return neat(f"{0:.{digits}f} %")
+    while digits < 4 and abs(value) < 0.6 * 10.0**-digits:
+        digits += 1
     return neat(f"{value:{'+' if sign else ''},.{digits}f} %")
 
 

@@ -31,8 +31,8 @@ from hpcrl.report.chart import (
 MOST_SYMBOLS = 12
 MOST_TRADES = 1200
 """Of one side on one chart; of more, those that moved the most."""
-MOVED = 2e-5
-"""Of a quantity: weights are float32, whose rounding is 6e-8 of the equity."""
+MOVED = 5e-7
+"""Of a quantity: weights are float32, two of which err by 1.2e-7 together."""
 
 
 @dataclass(frozen=True, eq=False)

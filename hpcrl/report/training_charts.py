@@ -76,7 +76,11 @@ def training_charts(lines: Lines) -> list[Chart]:
     charts = []
     for title, unit, keys, more in CURVES:
         there = [(key, name) for key, name in keys if has(lines, key)]
-        if title == "Reward" and _same(values(lines, "reward"), values(lines, "log_return")):
+        if (
+            title == "Reward"
+            and len(there) == 2
+            and _same(values(lines, "reward"), values(lines, "log_return"))
+        ):
             there = [("log_return", "reward = log growth")]
         if not there or (title == "Bankruptcies" and not any(values(lines, "bankruptcies"))):
             continue
