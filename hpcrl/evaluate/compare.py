@@ -22,16 +22,9 @@ from typing import Any
 import numpy as np
 
 from hpcrl.checkpoint.load import pick_device
-from hpcrl.evaluate.bootstrap import (
-    DRAWS,
-    Interval,
-    bar_sharpe,
-    block_length,
-    paired_interval,
-    percentiles,
-    resample,
-)
+from hpcrl.evaluate.bootstrap import DRAWS, bar_sharpe
 from hpcrl.evaluate.contenders import Candidate, Contenders, read_contenders, same_bars
+from hpcrl.evaluate.difference import Difference, difference
 from hpcrl.evaluate.evaluate import SPLITS, evaluate_run
 from hpcrl.evaluate.evaluation import AGENT, HOLD, Evaluation
 from hpcrl.evaluate.metrics import simple_returns
@@ -46,21 +39,6 @@ HOLD_NAME = "buy and hold"
 SHOWN = ("total_return", "sharpe", "bar_sharpe", "max_drawdown", "costs", "turnover", "exposure", "trades")
 SAME_COSTS = ("costs", "sizing", "fill_lag", "initial_cash", "max_leverage", "max_net", "assets")
 """Of the environment; where runs differ in them, so may their results for other reasons than skill."""
-
-
-@dataclass(frozen=True, eq=False)
-class Difference:
-    """One minus the other, per bar."""
-
-    mean: float
-    mean_interval: Interval
-    bar_sharpe: float
-    sharpe_interval: Interval
-
-    @property
-    def shown(self) -> bool:
-        """Whether the interval of the mean leaves out 0."""
-        return bool(np.isfinite(self.mean_interval.low)) and 0.0 not in self.mean_interval
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,38 +106,6 @@ class Comparison:
         ]
         text = json.dumps({"meta": self.meta, "standings": standings, "differences": pairs})
         return json.loads(text, parse_constant=lambda name: None)
-
-
-def difference(one_TK: np.ndarray, other_TK: np.ndarray, *, draws: int = DRAWS, seed: int = 0) -> Difference:
-    """Of two policies' returns on the same bars: [T], or [T, K] of the seeds of each.
-
-    Means and Sharpe ratios are means over the seeds. HpcrlError: other numbers of bars.
-    """
-    one_TK, other_TK = (each if each.ndim == 2 else each[:, None] for each in (one_TK, other_TK))
-    one_T, other_T = one_TK.mean(1), other_TK.mean(1)
-    by_mean = paired_interval(one_T, other_T, draws=draws, seed=seed)
-
-    def sharpes(one: np.ndarray, other: np.ndarray) -> float:
-        return _mean_sharpe(one) - _mean_sharpe(other)
-
-    if by_mean.reason:
-        by_sharpe = by_mean
-    elif one_TK.shape == other_TK.shape and (one_TK == other_TK).all():
-        by_sharpe = Interval(0.0, 0.0, by_mean.block)
-    else:
-        block = block_length(one_T - other_T)
-        drawn = resample((one_TK, other_TK), sharpes, block, draws, seed)[:, 0]
-        by_sharpe = percentiles(drawn, block)
-    return Difference(
-        float(one_T.mean() - other_T.mean()) if len(one_T) else float("nan"),
-        by_mean,
-        sharpes(one_TK, other_TK),
-        by_sharpe,
-    )
-
-
-def _mean_sharpe(return_TK: np.ndarray) -> float:
-    return float(np.mean([bar_sharpe(return_T) for return_T in return_TK.T]))
 
 
 def compare(

@@ -20,7 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from hpcrl.evaluate.bootstrap import DRAWS, bar_sharpe, interval, total_return
-from hpcrl.evaluate.compare import difference
+from hpcrl.evaluate.difference import difference
 from hpcrl.evaluate.evaluation import AGENT, HOLD, Evaluation
 from hpcrl.evaluate.metrics import simple_returns
 from hpcrl.evaluate.statistics import minimum_track_record, moments, probabilistic_sharpe

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import math
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +12,7 @@ from evaluate_runs import make_config, make_data, make_run
 from rich.console import Console
 
 from hpcrl.evaluate import compare as room
-from hpcrl.evaluate.bootstrap import paired_interval
-from hpcrl.evaluate.compare import HOLD_NAME, compare, difference
+from hpcrl.evaluate.compare import HOLD_NAME, compare
 from hpcrl.evaluate.compare_plot import comparison_path, write_comparison_plot
 from hpcrl.evaluate.compare_table import labels, render_comparison
 from hpcrl.evaluate.evaluate import evaluate_run
@@ -23,89 +21,6 @@ from hpcrl.evaluate.sealed import JOURNAL
 from hpcrl.types import HpcrlError
 
 EASY = {"costs": {"min_fee": 0.0, "per_share": 0.0, "impact_coef": 0.0, "participation": None}}
-
-
-def serial(rng: np.random.Generator, bars: int, deviation: float, phi: float = 0.3) -> np.ndarray:
-    """AR(1) around 0, from its stationary distribution."""
-    shock = rng.normal(0, deviation, bars)
-    value = np.empty(bars)
-    value[0] = shock[0] / math.sqrt(1 - phi * phi)
-    for t in range(1, bars):
-        value[t] = phi * value[t - 1] + shock[t]
-    return value
-
-
-def made_pair(seed: int, bars: int = 1000) -> tuple[np.ndarray, np.ndarray]:
-    """Equal means of 0; both carry a market twice as large as what is their own, all of it serial."""
-    rng = np.random.default_rng(seed)
-    market = serial(rng, bars, 1e-3)
-    return market + serial(rng, bars, 5e-4), market + serial(rng, bars, 5e-4)
-
-
-def coverage(bars: int, draws: int) -> tuple[int, int]:
-    """Of 200 pairs: where 0 is covered, and where a planted difference is shown."""
-    covered = shown = 0
-    for seed in range(200):
-        one, other = made_pair(seed, bars)
-        plain = difference(one, other, draws=draws, seed=seed)
-        covered += not plain.shown
-        length = max(1, round(plain.mean_interval.block))
-        blocks = (one - other)[: bars // length * length].reshape(-1, length).mean(1)
-        shown += difference(one + blocks.std(ddof=1), other, draws=draws, seed=seed).shown
-    return covered, shown
-
-
-@pytest.mark.slow
-def test_of_200_pairs_without_a_difference_the_intervals_of_180_to_198_cover_0(record_property):
-    covered, shown = coverage(1000, 200)
-    record_property(
-        "paired intervals of 200 equal pairs that cover 0; planted differences found", (covered, shown)
-    )
-    assert 180 <= covered <= 198
-    assert shown == 200
-
-
-@pytest.mark.soak
-def test_the_same_with_the_draws_that_compare_makes(record_property):
-    covered, shown = coverage(2000, 1000)
-    record_property("the same with 2,000 bars and 1,000 draws", (covered, shown))
-    assert 180 <= covered <= 198
-    assert shown == 200
-
-
-def test_what_moves_both_cancels():
-    """Unpaired, the market's noise would bury the difference."""
-    rng = np.random.default_rng(0)
-    market = rng.normal(0, 1e-2, 1500)
-    one, other = market + rng.normal(2e-4, 1e-3, 1500), market + rng.normal(0, 1e-3, 1500)
-    found = difference(one, other, draws=300)
-    assert found.shown and found.mean_interval.low > 0
-    assert found.mean == pytest.approx(one.mean() - other.mean())
-    assert difference(one, other, draws=300).mean_interval == paired_interval(one, other, draws=300)
-    turned = difference(other, one, draws=300)
-    assert turned.mean_interval.low == pytest.approx(-found.mean_interval.high)
-
-
-def test_seeds_are_averaged_and_not_pooled():
-    rng = np.random.default_rng(1)
-    one, other = rng.normal(0, 1e-3, (600, 3)), rng.normal(0, 1e-3, (600, 2))
-    found = difference(one, other, draws=200)
-    assert found.mean == pytest.approx(one.mean() - other.mean())
-    sharpes = [np.mean(each.mean(0) / each.std(0, ddof=1)) for each in (one, other)]
-    assert found.bar_sharpe == pytest.approx(sharpes[0] - sharpes[1])
-    assert found.bar_sharpe in found.sharpe_interval
-
-
-@pytest.mark.parametrize("bars", [1, 5])
-def test_too_few_bars_give_no_interval_and_a_reason(bars):
-    rng = np.random.default_rng(0)
-    found = difference(rng.normal(size=bars), rng.normal(size=bars))
-    assert not found.shown and math.isnan(found.mean_interval.low) and found.mean_interval.reason
-
-
-def test_flat_against_flat_differs_by_nothing():
-    found = difference(np.zeros(100), np.zeros(100))
-    assert not found.shown and found.mean == found.mean_interval.low == found.mean_interval.high == 0
 
 
 @pytest.fixture(scope="module")
