@@ -35,8 +35,7 @@ def evaluate(
 ) -> None:
     """Play the deterministic policy over a held-out split, against baselines, after costs.
 
-    With intervals of redrawn bars, the probabilistic Sharpe ratio, and the one that is deflated by the number
-    of trials in the run's population.
+    Shows 95 % intervals and the Sharpe ratio deflated by the trials of the run's population.
     """
     from hpcrl.evaluate.evaluate import evaluate_run, print_evaluation
     from hpcrl.evaluate.plot import plot_path
