@@ -17,12 +17,16 @@ import typer
 
 import hpcrl
 from hpcrl.cli_bench import bench_app
+from hpcrl.cli_compare import compare
+from hpcrl.cli_evaluate import evaluate
 from hpcrl.cli_export import bench_export, export
 from hpcrl.cli_options import Json, Sets
 from hpcrl.cli_pbt import pbt_app
+from hpcrl.cli_report import report
 from hpcrl.cli_stage import stage_app
 from hpcrl.cli_status import status
 from hpcrl.cli_submit import submit
+from hpcrl.cli_verify import verify
 from hpcrl.cli_watch import watch
 from hpcrl.types import HpcrlError
 
@@ -33,7 +37,7 @@ app.add_typer(stage_app, name="stage")
 app.add_typer(bench_app, name="bench")
 app.add_typer(pbt_app, name="pbt")
 bench_app.command("export")(bench_export)
-for verb in (submit, status, watch, export):
+for verb in (verify, submit, status, watch, evaluate, compare, report, export):
     app.command()(verb)
 
 
@@ -98,28 +102,6 @@ def train(
 
         sys.exit(run_ranks(ranks, sys.argv[1:]))
     sys.exit(run_training(request))
-
-
-@app.command()
-def evaluate(
-    run: Annotated[Path, typer.Argument(help="A run folder, or a checkpoint_epoch_X.pt in one.")],
-    split: Annotated[
-        str, typer.Option(help="train, validation, or test (sealed: openings are logged).")
-    ] = "test",
-    data: Annotated[Path | None, typer.Option(help="HDF5 file to play instead of the run's own.")] = None,
-    epoch: Annotated[int | None, typer.Option(min=0, help="Checkpoint to take; default: the newest.")] = None,
-    plot: Annotated[
-        Path | None, typer.Option(help="PNG to write; default: RUN/evaluation_SPLIT[_epoch_N][_DATA].png.")
-    ] = None,
-    as_json: Json = False,
-) -> None:
-    """Play the deterministic policy over a held-out split, against baselines, after costs."""
-    from hpcrl.evaluate.evaluate import evaluate_run, print_evaluation
-    from hpcrl.evaluate.plot import plot_path
-
-    path = plot_path(plot, run, split, checkpoint_epoch=epoch, data=data)
-    result = evaluate_run(run, split, checkpoint_epoch=epoch, data=data)
-    print_evaluation(result, path, as_json)
 
 
 @app.command()
