@@ -29,9 +29,11 @@ SAMPLE = ROOT / "data/sample/MSFT_5min.csv"
 KINDS = [(model, head) for model in ("transformer", "lightweight") for head in ("discrete", "continuous")]
 CASES = [
     pytest.param(("lightweight", "discrete", "single"), id="lightweight-discrete-single"),
-    pytest.param(("transformer", "discrete", "all"), marks=pytest.mark.slow, id="transformer-discrete-all"),
     pytest.param(
-        ("transformer", "continuous", "single"), marks=pytest.mark.slow, id="transformer-continuous-single"
+        ("transformer", "discrete", "single"), marks=pytest.mark.slow, id="transformer-discrete-single"
+    ),
+    pytest.param(
+        ("transformer", "continuous", "all"), marks=pytest.mark.slow, id="transformer-continuous-all"
     ),
     pytest.param(
         ("lightweight", "continuous", "all"), marks=pytest.mark.slow, id="lightweight-continuous-all"
@@ -39,6 +41,8 @@ CASES = [
 ]
 """torch's exporter takes seconds: the fast tests look at one kind."""
 FAST = ("lightweight", "discrete", "single")
+REAL = ("transformer", "discrete", "single")
+"""On real bars."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +98,7 @@ def _made_up_data(base: Path) -> Path:
 
 @cache
 def _small(base: Path, case: tuple[str, str, str]) -> Case:
-    return export_case(_made_up_data(base), *case)
+    return export_case(stage_sample(base) if case == REAL else _made_up_data(base), *case)
 
 
 def small_case(tmp_path_factory: pytest.TempPathFactory, case: tuple[str, str, str]) -> Case:
