@@ -133,7 +133,7 @@ def test_a_graph_of_other_weights_is_refused(tmp_path_factory, case):
 def play_in_episodes(case: Case, bars: int, episode: int) -> tuple[Differences, int]:
     """One account that follows the policy through real bars, episode after episode; memory is carried on.
 
-    Returns what differed and the number of trades' decisions that changed the target.
+    Returns what differed, and how often the target changed.
     """
     config = case.run.config
     tensors = case.market.to("cpu", identity_scaler(case.market.feature_names))
@@ -155,8 +155,8 @@ def play_in_episodes(case: Case, bars: int, episode: int) -> tuple[Differences, 
             weight = distribution.weights(distribution.mode(params))
         torch_side = type(found := stream.step(token, age))(params.numpy(), value.numpy(), weight.numpy())
         seen.add(torch_side, found, case.metadata.distribution["kind"] == "discrete")
-        changes += before is not None and before != float(weight)
-        before = float(weight)
+        changes += before is not None and before != weight.tolist()
+        before = weight.tolist()
         simulator.step(weight)
         t += 1
     return seen, changes
