@@ -23,6 +23,7 @@ from hpcrl.cli_export import bench_export, export
 from hpcrl.cli_options import Json, Sets
 from hpcrl.cli_pbt import pbt_app
 from hpcrl.cli_report import report
+from hpcrl.cli_rules import bench_rules
 from hpcrl.cli_stage import stage_app
 from hpcrl.cli_status import status
 from hpcrl.cli_submit import submit
@@ -37,6 +38,7 @@ app.add_typer(stage_app, name="stage")
 app.add_typer(bench_app, name="bench")
 app.add_typer(pbt_app, name="pbt")
 bench_app.command("export")(bench_export)
+bench_app.command("rules")(bench_rules)
 for verb in (verify, submit, status, watch, evaluate, compare, report, export):
     app.command()(verb)
 

@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 FLOORS = {
     "cli": 5, "cli_options": 5, "cli_stage": 5, "cli_bench": 5, "cli_submit": 5, "cli_status": 5,
-    "cli_pbt": 5,
+    "cli_pbt": 5, "cli_rules": 5,
     "cli_report": 5, "cli_export": 5, "cli_watch": 5, "cli_evaluate": 5, "cli_compare": 5, "cli_verify": 5,
     "__main__": 5,
     "train": 4, "launch": 4, "report": 4, "bench": 4, "verify": 4,
