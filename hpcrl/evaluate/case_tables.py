@@ -42,6 +42,7 @@ from hpcrl.market.files import read_table
 
 BAR_COLUMNS = ("timestamp", "symbol", *PRICES, "volume")
 WEIGHT_COLUMNS = ("timestamp", "symbol", "weight")
+ACCOUNT = ("cash", "equity", "equity_raw", "fees", "spread_cost", "impact_cost", "financing", "dividends")
 _ISO = re.compile(
     r"\d{4}-\d\d-\d\d([T ]\d\d:\d\d(:\d\d(\.\d+)?)?(Z|[+-]\d\d(:?\d\d)?)?)?", re.IGNORECASE | re.ASCII
 )
@@ -212,26 +213,41 @@ def _neighbours(ts: int, ts_B: np.ndarray) -> str:
     return f"; the nearest are {iso(int(ts_B[b - 1]))} and {iso(int(ts_B[b]))}"
 
 
+def _ledger_columns(case: Case) -> list[str]:
+    per_asset = [
+        f"{key}:{asset}" for asset in case.assets for key in ("position", "qty", "price", "commission")
+    ]
+    return ["bar", "timestamp", *ACCOUNT, "reward", "flags", *per_asset]
+
+
+def _ledger_lines(ledger: dict, case: Case) -> Iterator[dict[str, Any]]:
+    for row in ledger["rows"]:
+        line = {key: row[key] for key in ("bar", *ACCOUNT, "reward")}
+        line |= {"timestamp": iso(int(case.ts_B[row["bar"]])), "flags": " ".join(row["flags"])}
+        line |= {f"position:{asset}": value for asset, value in row["position"].items()}
+        for fill in row["fills"]:
+            line |= {f"{key}:{fill['asset']}": fill[key] for key in ("qty", "price", "commission")}
+        yield line
+
+
 def ledger_csv(ledger: dict, case: Case) -> str:
     """The ledger as CSV, one row per bar, numbers with every digit of their float64.
 
     Columns: bar, timestamp, the account's fields, flags (joined by spaces), then of each asset its position
     and the fill of the step: qty (signed), price, commission, empty where there was none.
     """
-    account = ("cash", "equity", "equity_raw", "fees", "spread_cost", "impact_cost", "financing", "dividends")
-    per_asset = [
-        f"{key}:{asset}" for asset in case.assets for key in ("position", "qty", "price", "commission")
-    ]
     text = io.StringIO()
-    writer = csv.DictWriter(
-        text, ["bar", "timestamp", *account, "reward", "flags", *per_asset], lineterminator="\n"
-    )
+    writer = csv.DictWriter(text, _ledger_columns(case), lineterminator="\n")
     writer.writeheader()
-    for row in ledger["rows"]:
-        line = {key: row[key] for key in ("bar", *account, "reward")}
-        line |= {"timestamp": iso(int(case.ts_B[row["bar"]])), "flags": " ".join(row["flags"])}
-        line |= {f"position:{asset}": value for asset, value in row["position"].items()}
-        for fill in row["fills"]:
-            line |= {f"{key}:{fill['asset']}": fill[key] for key in ("qty", "price", "commission")}
-        writer.writerow(line)
+    writer.writerows(_ledger_lines(ledger, case))
     return text.getvalue()
+
+
+def ledger_frame(ledger: dict, case: Case) -> pd.DataFrame:
+    """The ledger as ``ledger_csv``'s columns: timestamps in UTC, NaN where there was no fill (and for the
+    first row's reward)."""
+    frame = pd.DataFrame(list(_ledger_lines(ledger, case)), columns=_ledger_columns(case))
+    numbers = [column for column in frame if column not in ("bar", "timestamp", "flags")]
+    return frame.assign(timestamp=pd.to_datetime(frame["timestamp"], utc=True)).astype(
+        dict.fromkeys(numbers, np.float64)
+    )

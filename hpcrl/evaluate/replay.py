@@ -1,7 +1,15 @@
 """Replay: the simulator's account driven by a given table of target weights.
 
-It runs the same ``advance`` that trains the agent, with one account, and writes a ledger: one row per bar,
-the first being the start, the last the bankrupt one if there is one.
+It runs the same ``advance`` that trains the agent, with one account, and gives a ledger: one row per bar,
+the first being the start, the last the bankrupt one if there is one. In Python:
+
+    from hpcrl.evaluate.replay import replay_case, replay_frame, replay_tables
+    frame = replay_frame("bars.csv", "weights.csv", {"half_spread": 1e-4, "bps": 1})  # or data frames
+    frame = replay_frame(case)                               # a case: bars, weights and costs in one
+    rows = replay_tables(bars, weights, costs)["rows"]       # the same as plain Python numbers
+    rows = replay_case(case)["rows"]
+
+Every fill, flag and cost of one account is here; many accounts at once without a ledger: ``rules.play_rule``.
 """
 
 from __future__ import annotations
@@ -20,7 +28,7 @@ from hpcrl.config.env import HINDSIGHT
 from hpcrl.env.account import Account, Outcome, advance, open_accounts
 from hpcrl.env.bars import PackedBars, pack
 from hpcrl.evaluate.case import Case, read_case
-from hpcrl.evaluate.case_tables import case_of_tables, ledger_csv
+from hpcrl.evaluate.case_tables import case_of_tables, ledger_csv, ledger_frame
 from hpcrl.market.sigma import known_sigma
 from hpcrl.storage.atomic import check_output, read_json, write_json, write_text
 from hpcrl.types import HpcrlError
@@ -71,6 +79,29 @@ def replay_tables(
 ) -> dict:
     """The ledger of a table of weights over a table of bars (see ``case_tables``), as ``replay_case``'s."""
     return replay(case_of_tables(bars, weights, costs))
+
+
+def replay_frame(
+    bars: dict | pd.DataFrame | str | Path,
+    weights: pd.DataFrame | str | Path | None = None,
+    costs: dict | str | Path | None = None,
+) -> pd.DataFrame:
+    """The ledger as a table, one row per bar: columns as of ``hpcrl replay --out LEDGER.csv``, timestamps in
+    UTC, NaN where a step has no fill.
+
+    ``bars``: a case (a dictionary; then nothing else is given), else the three tables as of
+    ``replay_tables``. HpcrlError if something is not well formed or is missing.
+    """
+    if isinstance(bars, dict):
+        if weights is not None or costs is not None:
+            raise HpcrlError("a case holds bars, weights and costs itself: give it alone")
+        parsed = read_case(bars)
+    elif weights is None or costs is None:
+        lacking = "weights" if weights is None else "costs"
+        raise HpcrlError(f"{lacking} is missing: bars, weights and costs belong together")
+    else:
+        parsed = case_of_tables(bars, weights, costs)
+    return ledger_frame(replay(parsed), parsed)
 
 
 def replay_files(

@@ -10,7 +10,7 @@ import yaml
 from ledger_compare import assert_same
 from random_cases import random_case
 
-from hpcrl.evaluate.replay import replay_case, replay_tables
+from hpcrl.evaluate.replay import replay_case, replay_frame, replay_tables
 from hpcrl.types import HpcrlError
 
 GOLDEN = sorted((Path(__file__).parent.parent / "golden").glob("[0-9]*.json"))
@@ -300,3 +300,53 @@ def test_fills_at_the_close_just_seen_are_said_to_be_so(hpcrl, tmp_path):
     assert code == 0 and out == "l.csv\n" and err.startswith("WARNING: ") and "fill_lag = 0" in err
     code, _, err = hpcrl(*options(*write(tmp_path, costs="fill_lag: 2\nbps: 2"), "l.csv"))
     assert code == 0 and err == ""
+
+
+@pytest.mark.parametrize("path", GOLDEN, ids=lambda p: p.stem)
+def test_the_ledger_as_a_frame_holds_every_number_of_its_rows(path):
+    case = json.loads(path.read_text())
+    rows, frame = replay_case(case)["rows"], replay_frame(case)
+    assert frame["bar"].tolist() == [row["bar"] for row in rows]
+    assert frame["flags"].tolist() == [" ".join(row["flags"]) for row in rows]
+    stamps = [int(stamp.timestamp()) for stamp in frame["timestamp"]]
+    assert stamps == [bar["ts"] for bar in case["bars"][: len(rows)]]
+    for key in (
+        "cash",
+        "equity",
+        "equity_raw",
+        "fees",
+        "spread_cost",
+        "impact_cost",
+        "financing",
+        "dividends",
+    ):
+        assert frame[key].tolist() == [row[key] for row in rows]
+    assert frame["reward"][1:].tolist() == [row["reward"] for row in rows[1:]] and pd.isna(frame["reward"][0])
+    for asset in case["assets"]:
+        assert frame[f"position:{asset}"].tolist() == [row["position"][asset] for row in rows]
+        fills = [{fill["asset"]: fill for fill in row["fills"]}.get(asset) for row in rows]
+        for key in ("qty", "price", "commission"):
+            found = frame[f"{key}:{asset}"].tolist()
+            assert [None if pd.isna(x) else x for x in found] == [fill and fill[key] for fill in fills]
+
+
+def test_a_frame_of_tables_is_the_csv_of_the_verb(tmp_path, hpcrl):
+    paths = write(tmp_path)
+    code, _, err = hpcrl(*options(*paths, tmp_path / "out.csv"))
+    assert code == 0, err
+    written = pd.read_csv(tmp_path / "out.csv", keep_default_na=False, na_values=[""])
+    written["timestamp"] = pd.to_datetime(written["timestamp"], utc=True)
+    frame = replay_frame(*paths)
+    pd.testing.assert_frame_equal(frame, written.assign(flags=written["flags"].fillna("")), check_dtype=False)
+    again = replay_frame(pd.read_csv(paths[0]), pd.read_csv(paths[1]), yaml.safe_load(COSTS))
+    pd.testing.assert_frame_equal(frame, again)
+
+
+def test_a_frame_needs_a_case_alone_or_all_three_tables(tmp_path):
+    bars, weights, _ = write(tmp_path)
+    with pytest.raises(HpcrlError, match="weights is missing: bars, weights and costs"):
+        replay_frame(bars)
+    with pytest.raises(HpcrlError, match="costs is missing"):
+        replay_frame(bars, weights)
+    with pytest.raises(HpcrlError, match="give it alone"):
+        replay_frame(json.loads(GOLDEN[0].read_text()), costs={})
