@@ -21,6 +21,9 @@ GRAVE = ("made-up", "suspicious", "halves", "has been opened", "bankrupt", "trai
 """Words of an evaluation's warnings that call its figures themselves into question."""
 
 
+CHANCE = "probability, given length, skew and fat tails of its returns"
+
+
 @dataclass(frozen=True)
 class Check:
     name: str
@@ -50,6 +53,12 @@ def interval(meta: dict[str, Any], key: str) -> tuple[float, float] | None:
     if not all(isinstance(end, int | float) and math.isfinite(end) for end in (low, high)):
         return None
     return float(low), float(high)
+
+
+def why(meta: dict[str, Any], key: str) -> str:
+    """The reason that the evaluation gives for a figure that is none."""
+    told = (meta.get("statistics") or {}).get("reasons")
+    return str(told.get(key) or "it was not computed") if isinstance(told, dict) else "it was not computed"
 
 
 def summary(found: Gathered) -> list[str]:
@@ -130,9 +139,7 @@ def checks(evaluation: Evaluation) -> list[Check]:
     difference = interval(meta, "difference_to_buy_and_hold")
     found = [
         Check("The bars are a market's", not meta["synthetic"], f"data source: {meta['data']['source']}"),
-        _above(
-            "Its Sharpe ratio is above 0", psr, "probability, given length, skew and fat tails of its returns"
-        ),
+        _above("Its Sharpe ratio is above 0", psr, CHANCE, why(meta, "psr")),
         Check(
             "It beats buy and hold",
             None if difference is None else difference[0] > 0,
@@ -141,11 +148,16 @@ def checks(evaluation: Evaluation) -> list[Check]:
             else f"95 % interval of the difference in total return: {percent(difference[0], sign=True)} to "
             f"{percent(difference[1], sign=True)}",
         ),
-        _above("Its timing beats its own positions at other times", beats, "share of random draws beaten"),
+        _above(
+            "Its timing beats its own positions at other times",
+            beats,
+            "share of random draws beaten",
+            "all draws tie",
+        ),
     ]
     if math.isfinite(trials) and trials > 1:
         what = f"probability after the best of {trials:,.0f} trials was picked (deflated Sharpe ratio)"
-        found.append(_above("It survives the number of trials", dsr, what))
+        found.append(_above("It survives the number of trials", dsr, what, why(meta, "dsr")))
     words = f"{plural(meta['sessions'], 'session')}, {plural(meta['bars'], 'bar')}"
     enough = meta["sessions"] >= FEW_SESSIONS
     if math.isfinite(needed):
@@ -157,9 +169,9 @@ def checks(evaluation: Evaluation) -> list[Check]:
     return [*found, Check("The sample is long enough", enough, words)]
 
 
-def _above(name: str, value: float, what: str) -> Check:
+def _above(name: str, value: float, what: str, reason: str) -> Check:
     if not math.isfinite(value):
-        return Check(name, None, f"{what}: undefined or not computed")
+        return Check(name, None, f"{what}: undefined, {reason}")
     return Check(
         name,
         value > SIGNIFICANT,

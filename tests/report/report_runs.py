@@ -11,6 +11,8 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1] / "evaluate"))  # a room lends another its made runs
 from evaluate_runs import make_config, make_data, make_run
 
+from hpcrl.config.load import load_config
+
 EVIL = "<script>window.boom = 1</script>"
 BOLD = "B&B <b>x</b> <img src=x onerror=boom()>"
 
@@ -79,3 +81,11 @@ def played_run(folder: Path, symbols: tuple[str, ...] = ("AAA", "BBB"), **more: 
     data = make_data(folder / "data.h5", symbols)
     run = make_run(folder / "runs", make_config(data, **more), always=always)
     return write_metrics(run, [metrics_line(epoch) for epoch in range(1, 5)])
+
+
+def write_record(run: Path, data: Path) -> None:
+    """config.json as a run that has begun has it."""
+    config = load_config(None, (f"market.path={data}", "train.world_size=1"), environment={})
+    record = {"format": 1, "config": config.model_dump(mode="json"), "config_sha256": config.digest()}
+    record["data"] = {"sha256": "0" * 64, "source": "files", "path": str(data), "symbols": ["A"]}
+    (run / "config.json").write_text(json.dumps(record))

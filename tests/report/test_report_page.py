@@ -9,8 +9,9 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+import runs
 from made_populations import make_population
-from report_runs import BOLD, EVIL, gpu_line, metrics_line, played_run, write_metrics
+from report_runs import BOLD, EVIL, gpu_line, metrics_line, played_run, write_metrics, write_record
 
 from hpcrl.evaluate.sealed import JOURNAL
 from hpcrl.report.gather import find_target, gather
@@ -169,16 +170,6 @@ def test_a_population_shows_its_course_and_its_best_member(population, kind, tmp
     assert ("This run is member 1." in page.text) == (kind == "member")
 
 
-def write_record(run: Path, data: Path) -> None:
-    """config.json as a run that has begun has it."""
-    from hpcrl.config.load import load_config
-
-    config = load_config(None, (f"market.path={data}", "train.world_size=1"), environment={})
-    record = {"format": 1, "config": config.model_dump(mode="json"), "config_sha256": config.digest()}
-    record["data"] = {"sha256": "0" * 64, "source": "files", "path": str(data), "symbols": ["A"]}
-    (run / "config.json").write_text(json.dumps(record))
-
-
 def test_a_run_that_was_killed_is_reported_as_far_as_it_got(tmp_path):
     run = played_run(tmp_path)
     lines = [json.dumps(metrics_line(epoch)) for epoch in (1, 2, 4, 5, 6)]
@@ -299,3 +290,18 @@ def test_a_page_that_cannot_be_written_leaves_the_one_before(run, tmp_path, monk
     with pytest.raises(HpcrlError, match="No space left"):
         write_report(run, out=page, draws=2)
     assert page.read_text() == "before" and [file.name for file in tmp_path.iterdir()] == ["page.html"]
+
+
+@pytest.mark.slow
+def test_a_run_as_it_was_trained_is_reported_with_all_its_epochs(tmp_path, hpcrl):
+    from hpcrl.market.stage import stage_synthetic
+
+    stage_synthetic(tmp_path / "synthetic.h5", bars=700, symbols=("AAA",))
+    runs.hpcrl("train", "--config", "tiny.yaml", cwd=runs.furnish(tmp_path, tmp_path / "synthetic.h5"))
+    run = runs.only_run(tmp_path)
+    code, out, err = hpcrl("report", run)
+    assert code == 0 and err == "" and out == f"{run / 'report_validation.html'}\n"
+    page = Page(run / "report_validation.html")
+    assert page.charts["train-entropy"]["data"][0]["x"] == [1, 2, 3, 4, 5, 6]
+    assert "no epoch" not in page.text and "training is not finished" not in page.text.lower()
+    assert "Attempts" in page.text and "the start" in page.text
