@@ -21,7 +21,7 @@ from hpcrl.checkpoint.load import LoadedRun, load_data, load_run
 from hpcrl.config.policy import PolicyConfig
 from hpcrl.env.simulator import Simulator
 from hpcrl.env.token import entry_names
-from hpcrl.export.metadata import FeatureNote, Metadata, open_bytes, read_metadata
+from hpcrl.export.metadata import LARGEST, FeatureNote, Metadata, open_bytes, read_metadata
 from hpcrl.export.onnx_model import memory_notes, streaming_step, to_onnx
 from hpcrl.export.verify import Differences, verify
 from hpcrl.market.calendar import ALWAYS, DAY_NS, SECOND_NS, find_sessions
@@ -33,6 +33,8 @@ from hpcrl.types import HpcrlError, RunFailed
 
 AHEAD_DAYS = (366, 180, 90, 31, 7, 0)
 """How far sessions reach beyond the export: as far as the exchange's calendar is known, at most a year."""
+ROOM = 64 << 20
+"""Bytes of a file that are no weights: rotary tables, sessions, nodes (a guess, far too large)."""
 HIDDEN = "***"
 _SECRET = re.compile(
     r"(?<=://)[^\s:/]*:\S*(?=@)"  # user:password of an address
@@ -80,6 +82,7 @@ def export_policy(
     market = _own_data(loaded, data)
     check_output(out, [loaded.checkpoint, data or loaded.data_path])
     assert isinstance(loaded.policy, Policy)
+    _check_size(sum(weight.numel() for weight in loaded.policy.parameters()), loaded.checkpoint)
     step = streaming_step(loaded.policy, loaded.scaler, loaded.n_entries)
     model = to_onnx(step, loaded.n_entries)
     metadata = describe(loaded, market, memory=memory_notes(step))
@@ -100,6 +103,15 @@ def _check_out(out: Path, run: Path) -> None:
     check_output(out, [run] if run.is_file() else ())
     if not out.absolute().parent.is_dir():
         raise HpcrlError(f"--out {out}: there is no folder {out.parent}; make it first")
+
+
+def _check_size(parameters: int, checkpoint: Path) -> None:
+    """HpcrlError where float32 weights do not fit into one ONNX file."""
+    if 4 * parameters > LARGEST - ROOM:
+        raise HpcrlError(
+            f"{checkpoint}: {parameters:,} parameters take {4 * parameters / 2**30:.1f} GiB; one ONNX file "
+            f"holds less than {LARGEST >> 30} GiB"
+        )
 
 
 def _own_data(loaded: LoadedRun, data: str | Path | None) -> Market:

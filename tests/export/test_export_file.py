@@ -19,7 +19,7 @@ from evaluate.evaluate_runs import make_config, make_data, make_run
 from export_cases import CASES, FAST, REAL, ROOT, config_of, decided_run, small_case
 
 from hpcrl.config.load import validate
-from hpcrl.export.export import export_policy, session_list, without_secrets
+from hpcrl.export.export import _check_size, export_policy, session_list, without_secrets
 from hpcrl.export.metadata import METADATA_KEY, SCHEMA_KEY, Metadata, open_policy
 from hpcrl.market.calendar import session_grid
 from hpcrl.storage.atomic import sha256_of
@@ -355,6 +355,14 @@ def test_places_that_are_not_written_to(run, tmp_path, hpcrl):
         code, shown, err = hpcrl("export", run, "--out", out)
         assert code == 2 and shown == "" and words in err and err.count("\n") == 1, (out, err)
     assert {path: sha256_of(path) for path in before} == before
+
+
+def test_policies_beyond_one_file_are_refused_before_any_work():
+    _check_size(500_000_000, Path("small.pt"))
+    with pytest.raises(
+        HpcrlError, match=r"large.pt: 600,000,000 parameters take 2.2 GiB; .* less than 2 GiB"
+    ):
+        _check_size(600_000_000, Path("large.pt"))
 
 
 @pytest.mark.slow
