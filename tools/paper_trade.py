@@ -67,7 +67,7 @@ class Broker:
     positions: dict[str, float] = field(default_factory=dict)
     average: dict[str, float] = field(default_factory=dict)
     wanted: dict[str, float] = field(default_factory=dict)
-    """Quantity by symbol that the next open shall bring."""
+    """Quantity by symbol that the next open shall bring, before rounding to lots."""
     traded: float = 0.0
     """Since the last close."""
     orders: int = 0
@@ -82,11 +82,17 @@ class Broker:
                 continue
             held = self.positions.get(symbol, 0.0) * bar.split
             self.average[symbol] = self.average.get(symbol, bar.open) / bar.split
-            order = self.wanted.get(symbol, held / bar.split) * bar.split - held
+            order = self._lots(self.wanted[symbol] * bar.split) - held if symbol in self.wanted else 0.0
             if abs(order) > abs(held) * 1e-12 and bar.volume > 0:
                 held = self._fill(symbol, held, order, bar)
             self.positions[symbol] = held
         self.wanted.clear()
+
+    def _lots(self, quantity: float) -> float:
+        """Rounded toward zero."""
+        lot, size = self.env["lot"], abs(quantity)
+        whole = math.floor(size / lot * (1 + 1e-13) + 1e-9) * lot if lot else size
+        return math.copysign(whole, quantity)
 
     def _fill(self, symbol: str, held: float, order: float, bar: Bar) -> float:
         costs = self.env["costs"] | self.env["costs"]["symbols"].get(symbol, {})
@@ -117,11 +123,8 @@ class Broker:
         scale = min(1.0, self.env["max_leverage"] / gross) if gross else 1.0
         net = abs(sum(weights.values())) * scale
         scale *= min(1.0, self.env["max_net"] / net) if self.env["max_net"] and net else 1.0
-        lot = self.env["lot"]
         for symbol, weight in weights.items():
-            size = abs(weight) * scale * equity / close[symbol]
-            whole = math.floor(size / lot * (1 + 1e-13) + 1e-9) * lot if lot else size
-            self.wanted[symbol] = math.copysign(whole, weight)
+            self.wanted[symbol] = weight * scale * equity / close[symbol]
 
 
 class Desk:
@@ -236,8 +239,7 @@ def main() -> None:
         )
         if metadata.synthetic:
             print("trained on made-up bars: no claim about a market follows")
-        own = tuple(name for name in metadata.feature_names if name not in desk.session.computed)
-        trade(desk, read_bars(given.bars, own), given.days, given.state)
+        trade(desk, read_bars(given.bars, desk.session.own_features), given.days, given.state)
     except HpcrlError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)

@@ -13,8 +13,9 @@ from datetime import UTC, datetime
 
 import numpy as np
 
+from hpcrl import __version__
 from hpcrl.export.metadata import Metadata
-from hpcrl.market.features import BURN_IN, FEATURES, exact_columns
+from hpcrl.market.features import BURN_IN, FEATURES, OF_THE_SOURCE, exact_columns
 from hpcrl.market.grid import SECOND_NS, Sessions
 from hpcrl.market.indicators import Columns
 from hpcrl.market.sigma import SIGMA_BARS, known_sigma
@@ -123,6 +124,19 @@ class Clock:
         )
 
 
+def own_features(metadata: Metadata) -> tuple[str, ...]:
+    """The policy's features that are columns of its data source. HpcrlError: one that this version computes
+    otherwise, or not at all."""
+    for note in metadata.features:
+        mine = FEATURES[note.name].definition if note.name in FEATURES else "no such feature"
+        if note.definition not in (mine, OF_THE_SOURCE):
+            raise HpcrlError(
+                f"feature {note.name} was made as {note.definition!r}, hpcrl {__version__} has {mine!r}: run "
+                f"the policy with hpcrl {metadata.version}, or stage, train and export again"
+            )
+    return tuple(note.name for note in metadata.features if note.definition == OF_THE_SOURCE)
+
+
 def check_bar(symbol: str, bar: Bar, own: tuple[str, ...]) -> None:
     """HpcrlError: not a closed bar. ``own``: features that must come with it."""
     where = f"{symbol}, bar at {iso(bar.ts)}"
@@ -150,10 +164,10 @@ class BarWindow:
 
     COLUMNS = (*PRICES, "volume", "split")
 
-    def __init__(self, symbol: str, feature_names: tuple[str, ...]) -> None:
-        self.symbol, self.names = symbol, feature_names
-        self.computed = tuple(name for name in feature_names if name in FEATURES)
-        self.own = tuple(name for name in feature_names if name not in FEATURES)
+    def __init__(self, symbol: str, feature_names: tuple[str, ...], own: tuple[str, ...] = ()) -> None:
+        """``own``: those of the features that come with the bars."""
+        self.symbol, self.names, self.own = symbol, feature_names, own
+        self.computed = tuple(name for name in feature_names if name not in own)
         self.count = 0
         """Present bars so far, those forgotten by now included."""
         self._rows = 0

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from hpcrl.export.accounts import Account, Accounts, Marks
-from hpcrl.export.bars import DAY, WINDOW, Bar, BarWindow, Clock, check_bar, iso
+from hpcrl.export.bars import DAY, WINDOW, Bar, BarWindow, Clock, check_bar, iso, own_features
 from hpcrl.export.metadata import open_policy
 from hpcrl.export.session_file import pack, unpack
 from hpcrl.export.stream import Stream
@@ -42,8 +42,8 @@ class PolicySession:
         symbols_NA = [[symbol] for symbol in self.symbols] if single else [list(self.symbols)]
         self._shape = (len(symbols_NA), len(symbols_NA[0]))
         self._accounts = Accounts(symbols_NA, self.metadata.config["env"])
-        names = self.metadata.feature_names
-        self._windows = {symbol: BarWindow(symbol, names) for symbol in self.symbols}
+        names, own = self.metadata.feature_names, own_features(self.metadata)
+        self._windows = {symbol: BarWindow(symbol, names, own) for symbol in self.symbols}
         self._clock = Clock(self.metadata)
         self._place: int | None = None
         """Of the last bar on the clock."""
@@ -91,9 +91,9 @@ class PolicySession:
         return None if self._place is None else self._clock.ts(self._place + 1)
 
     @property
-    def computed(self) -> tuple[str, ...]:
-        """The features that the session computes; all others must come with each bar."""
-        return next(iter(self._windows.values())).computed
+    def own_features(self) -> tuple[str, ...]:
+        """The features that must come with each bar, as no bar's prices tell them."""
+        return own_features(self.metadata)
 
     def day(self, ts: int) -> str | None:
         """Date of the session that the bar which starts at ``ts`` is of; None: no bar starts there."""

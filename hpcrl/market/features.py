@@ -24,6 +24,8 @@ VOLATILITY_BARS = 78
 """One US session of 5-minute bars."""
 BAND_BARS = 20
 PRICES = ("open", "high", "low", "close")
+OF_THE_SOURCE = "column of the source, known at the bar's close"
+"""Definition of a feature that is not computed."""
 EXTREME = 10.0
 """Ratios that can run away (a z-score after a dead spell) are cut at this; a guess, rarely reached."""
 
@@ -218,4 +220,4 @@ def split_carried(bars: Columns, split_R: np.ndarray) -> Columns:
 def definitions(names: tuple[str, ...], extra: tuple[str, ...]) -> dict[str, str]:
     """name -> definition of computed features and of the file's own (``extra``), for the file's header."""
     computed = {name: FEATURES[name].definition for name in names}
-    return {**computed, **dict.fromkeys(extra, "column of the source, known at the bar's close")}
+    return {**computed, **dict.fromkeys(extra, OF_THE_SOURCE)}

@@ -18,6 +18,7 @@ from hpcrl.export.bars import Bar
 from hpcrl.export.export import _with_metadata, describe
 from hpcrl.export.onnx_model import memory_notes, streaming_step, to_onnx
 from hpcrl.market.dataset import Market
+from hpcrl.market.features import FEATURES
 from hpcrl.market.load import load_market
 from hpcrl.market.scaler import fit_scaler
 from hpcrl.market.tensors import MarketTensors
@@ -161,7 +162,7 @@ def play(run: LoadedRun, lo: int, hi: int) -> Played:
 def row_bars(market: Market, row: int) -> dict[str, Bar | None]:
     """Every symbol's bar of that row, None where missing."""
     found: dict[str, Bar | None] = {}
-    own = [i for i, name in enumerate(market.feature_names) if name not in _computed()]
+    own = [i for i, name in enumerate(market.feature_names) if name not in FEATURES]
     for s, symbol in enumerate(market.symbols):
         found[symbol] = None
         if market.present_BS[row, s]:
@@ -173,9 +174,3 @@ def row_bars(market: Market, row: int) -> dict[str, Bar | None]:
                 int(market.ts_B[row]), *prices, split=float(market.split_BS[row, s]), features=features
             )
     return found
-
-
-def _computed() -> tuple[str, ...]:
-    from hpcrl.market.features import FEATURES
-
-    return tuple(FEATURES)

@@ -16,6 +16,7 @@ ROOT = Path(__file__).parents[2]
 TOOL = ROOT / "tools" / "paper_trade.py"
 SAMPLE = ROOT / "data" / "sample" / "MSFT_5min.csv"
 PAPER = {"impact_coef": 0.0, "participation": None, "borrow_rate": 0.0, "half_spread": 2e-4, "slippage": 1e-4}
+SPLITS = [288 * 3 + bar for bar in (60, 100, 150, 200)]
 WITHOUT = (
     "import sys, runpy\nfor name in ('torch', 'pandas', 'scipy', 'pydantic'): sys.modules[name] = None\n"
 )
@@ -42,12 +43,13 @@ def msft(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def coins(tmp_path_factory):
-    """Two coins in one account, with missing bars and a split on the last day."""
+    """Two coins in one account, with missing bars and splits on the last day."""
     folder, rng, tables = tmp_path_factory.mktemp("coins"), np.random.default_rng(5), []
     stamp = pd.date_range("2024-03-01", periods=288 * 4, freq="5min", tz="UTC")
     for symbol in ("ADA", "XMR"):
         close = 20 * np.exp(np.cumsum(0.003 * rng.standard_normal(len(stamp))))
-        split = np.where(np.arange(len(stamp)) == 288 * 3 + 100, 2.0 if symbol == "XMR" else 1.0, 1.0)
+        split = np.ones(len(stamp))
+        split[SPLITS] = (2.0, 0.5, 3.0, 0.25)
         close /= np.cumprod(split)
         opens = np.r_[20.0, close[:-1]] / split
         table = pd.DataFrame({"timestamp": stamp.strftime("%Y-%m-%dT%H:%M:%SZ"), "symbol": symbol})
@@ -55,7 +57,7 @@ def coins(tmp_path_factory):
         table["high"], table["low"] = np.maximum(opens, close) * 1.001, np.minimum(opens, close) * 0.999
         table["split"] = split
         gone = rng.random(len(stamp)) < 0.05
-        gone[[0, -1, 288 * 3, 288 * 3 + 100]] = False
+        gone[[0, -1, 288 * 3, *SPLITS]] = False
         tables.append(table[~gone])
     pd.concat(tables).to_csv(folder / "coins.csv", index=False)
     stage_files(folder / "coins.csv", folder / "coins.h5", bar_seconds=300, calendar="24/7")
@@ -91,7 +93,7 @@ def test_two_days_on_paper_end_with_the_simulators_equity(tool, msft, capsys, tm
     assert traded(tool, msft, SAMPLE, 2).equity == desk.equity  # without the nights on disk
 
 
-def test_an_account_over_two_coins_with_gaps_and_a_split_ends_with_the_simulators_equity(tool, coins):
+def test_an_account_over_two_coins_with_gaps_and_splits_ends_with_the_simulators_equity(tool, coins):
     desk = traded(tool, coins, coins.path / "coins.csv", 1)
     played = play(coins, 288 * 3, 288 * 4)
     assert desk.equity == pytest.approx(played.track.equity_TN[-1, 0], rel=1e-10)

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pandas as pd
 import pytest
 from exported import EVERY_REWARD, build, play
@@ -156,6 +157,15 @@ def test_the_sample_decides_the_same_after_a_warm_up_of_the_bars_it_wants(one):
         assert list(weights.values()) == one.seen[step]["target"].ravel().tolist()
 
 
+def test_a_first_decision_right_after_the_burn_in_has_the_short_history_of_evaluation(one):
+    """Fewer bars after the burn-in than the memory could take in."""
+    played = play(one.run, 255, 290)
+    session = begun(played)
+    for step, noted in enumerate(played.seen):
+        advance(session, played, step)
+        assert session.params_NAP == pytest.approx(noted["params"], abs=NEAR / 10)
+
+
 RESTORED = """
 import sys
 for name in ("torch", "pandas", "scipy", "pydantic", "h5py", "onnx", "exchange_calendars"):
@@ -248,6 +258,27 @@ def test_what_is_refused_changes_nothing(one):
     assert session.state() == before
     assert session.next_ts == good.ts and session.last_ts < good.ts
     assert session.step(good, account) == {"MSFT": one.seen[20]["target"].item()}
+
+
+@pytest.mark.parametrize(
+    ("was", "now", "said"),
+    [
+        (
+            "(RSI14 - 50) / 50",
+            "RSI14",
+            r"feature rsi14 was made as 'RSI14', hpcrl .* has '\(RSI14 - 50\) / 50'",
+        ),
+        ('"name": "rsi14"', '"name": "rsi15"', "feature rsi15 was made as .* has 'no such feature'"),
+    ],
+)
+def test_features_of_another_version_are_refused(was, now, said, one, tmp_path):
+    model = onnx.load(one.run.path / "policy.onnx")
+    for prop in model.metadata_props:
+        assert prop.key != "hpcrl.metadata" or was in prop.value
+        prop.value = prop.value.replace(was, now)
+    onnx.save(model, tmp_path / "other.onnx")
+    with pytest.raises(HpcrlError, match=said):
+        PolicySession(tmp_path / "other.onnx")
 
 
 def test_too_few_bars_before_the_first_decision_are_counted(one):

@@ -169,3 +169,13 @@ def test_a_feature_that_is_not_finite_after_burn_in_is_refused_by_name():
     bars["close"][300] = np.nan
     with pytest.raises(HpcrlError, match="return_1 is nan at present bar 300"):
         features(bars)
+
+
+@pytest.mark.parametrize("first", [1, 37, 900])
+def test_features_do_not_hang_on_where_the_file_begins(first, bars):
+    """Once the start is forgotten. Up and down moves of equally many ticks are compared: rounding must not
+    decide, and running sums must not drift."""
+    late = {name: array[first:] for name, array in bars.items()}
+    whole, shorter = features(bars)[3000:], features(late)[3000 - first :]
+    assert np.abs(whole - shorter).max() < 1e-9
+    assert (whole != shorter).mean() <= 1e-4
