@@ -14,7 +14,7 @@ from torch import Tensor
 
 from hpcrl.checkpoint.load import LoadedRun
 from hpcrl.config.load import validate
-from hpcrl.config.root import Config
+from hpcrl.config.root import Config, tree_digest
 from hpcrl.export.metadata import NEXT, Metadata, open_policy
 from hpcrl.market.scaler import identity_scaler
 from hpcrl.policy.base import Memory, history_age
@@ -79,7 +79,7 @@ def load_onnx_run(path: str | Path, *, threads: int = 1) -> LoadedRun:
 def _check_config(path: Path, metadata: Metadata, config: Config) -> None:
     """HpcrlError where the metadata contradict themselves, as after an edit by hand."""
     for name, said, found in (
-        ("config_sha256", metadata.config_sha256, config.digest()),
+        ("config_sha256", metadata.config_sha256, tree_digest(metadata.config)),
         ("model_type", metadata.model_type, config.policy.model_type),
         ("assets", metadata.assets, config.env.assets),
     ):

@@ -11,6 +11,7 @@ import pytest
 import torch
 from export_cases import CASES, FAST, small_case
 
+from hpcrl.config.root import tree_digest
 from hpcrl.env.simulator import Simulator
 from hpcrl.evaluate.evaluate import evaluate_run
 from hpcrl.evaluate.evaluation import AGENT
@@ -95,7 +96,12 @@ def test_an_altered_config_is_refused(tmp_path_factory, tmp_path):
     path = altered(made.path, tmp_path / "cheap.onnx", config=config)
     with pytest.raises(HpcrlError, match=r"cheap\.onnx: config_sha256 .* it was altered"):
         load_onnx_run(path)
-    path = altered(made.path, tmp_path / "unknown.onnx", config=config | {"colour": "red"})
+    # Not altered, but written by a version that had not heard of a key yet: its default is taken.
+    older = json.loads(json.dumps(made.metadata.config))
+    del older["env"]["fill_lag"]
+    path = altered(made.path, tmp_path / "older.onnx", config=older, config_sha256=tree_digest(older))
+    assert load_onnx_run(path).config == made.run.config
+    path = altered(made.path, tmp_path / "unknown.onnx", config=made.metadata.config | {"colour": "red"})
     with pytest.raises(HpcrlError, match=r"config in unknown\.onnx.*colour"):
         load_onnx_run(path)
 
