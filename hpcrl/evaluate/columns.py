@@ -22,6 +22,7 @@ from torch import Tensor
 
 from hpcrl.env.account import Account, Outcome, advance, open_accounts, over_assets
 from hpcrl.env.bars import Bar, Corporate, PackedBars, Rates, Rules, pack_market
+from hpcrl.evaluate.sparse import mark, play_orders, suits
 from hpcrl.evaluate.track import Track
 from hpcrl.market.tensors import MarketTensors
 from hpcrl.types import HpcrlError
@@ -56,16 +57,62 @@ def play_columns(market: MarketTensors, rules: Rules, columns: Columns, *, flows
     equity_TN, bankrupt_N = np.empty((columns.steps + 1, n)), np.zeros(n, dtype=bool)
     equity_TN[0] = rules.initial_cash
     records = {"equity": equity_TN[1:]} | ({name: found[f"{name}_TN"] for name in FLOWS} if flows else {})
+    player = _Player(packed, rules, columns, device, records)
     sorted_N = np.lexsort(columns.symbol_NA.T[::-1])  # a block of one symbol reads one bar for all
     width = max(1, BLOCK // assets)
     for first in range(0, n, width):
         at = sorted_N[first : first + width]
+        bankrupt_N[at] = player.play(at)
+    return Track(equity_TN=equity_TN, bankrupt_N=bankrupt_N, **found)
+
+
+class _Player:
+    """Plays a block of columns, by their orders alone where that gives the same, else bar by bar."""
+
+    def __init__(
+        self,
+        packed: PackedBars,
+        rules: Rules,
+        columns: Columns,
+        device: torch.device,
+        records: dict[str, np.ndarray],
+    ) -> None:
+        self._packed, self._columns, self._device, self._records = packed, columns, device, records
+        self._limit = min(rules.max_leverage, rules.max_net or rules.max_leverage)
+        single = columns.symbol_NA.shape[1] == 1
+        self._rules = replace(rules, max_leverage=UNLIMITED, max_net=None) if single else rules
+        self._single = single
+
+    def play(self, at: np.ndarray) -> np.ndarray:
+        """bool [n]: who is bankrupt at the end."""
+        table_TnA = np.asarray(self._columns.weights(at))
+        open_T = _without_order(table_TnA, self._columns.start)
+        left_n = np.ones(len(at), dtype=bool)
+        if self._single and open_T.any() and suits(self._packed, self._rules, table_TnA, self._device):
+            left_n = self._by_orders(at, table_TnA[..., 0])
+        bankrupt_n = np.zeros(len(at), dtype=bool)
+        if left_n.any():
+            bankrupt_n[left_n] = self._by_bars(at[left_n], table_TnA[:, left_n], open_T)
+        return bankrupt_n
+
+    def _by_orders(self, at: np.ndarray, table_Tn: np.ndarray) -> np.ndarray:
+        """bool [n]: who has to be played bar by bar."""
+        symbol_n, start = self._columns.symbol_NA[at, 0], self._columns.start
+        orders = play_orders(self._packed, self._rules, self._limit, symbol_n, table_Tn, start)
+        span = (start + 1, start + 1 + self._columns.steps)
+        return mark(orders, self._packed, self._rules, symbol_n, span, at, self._records)
+
+    def _by_bars(self, at: np.ndarray, table_TnA: np.ndarray, open_T: np.ndarray) -> np.ndarray:
         here = slice(at[0], at[-1] + 1) if (np.diff(at) == 1).all() else at
-        own = {name: _Record(array, here, device) for name, array in records.items()}
-        bankrupt_N[here] = ~_Block(packed, rules, columns, at, device, own).play().cpu().numpy()
+        own = {name: _Record(array, here, self._device) for name, array in self._records.items()}
+        symbol_nA = torch.as_tensor(self._columns.symbol_NA[at], device=self._device)
+        bars = _Bars(self._packed, symbol_nA, whole=not open_T.any())
+        limit = self._limit if self._single else None
+        block = _Block(bars, self._rules, limit, table_TnA, open_T, own)
+        alive_n = block.play(symbol_nA.shape, self._columns.start)
         for record in own.values():
             record.store()
-    return Track(equity_TN=equity_TN, bankrupt_N=bankrupt_N, **found)
+        return ~alive_n.cpu().numpy()
 
 
 class _Record:
@@ -110,39 +157,33 @@ class _Block:
 
     def __init__(
         self,
-        packed: PackedBars,
+        bars: _Bars,
         rules: Rules,
-        columns: Columns,
-        at: np.ndarray,
-        device: torch.device,
+        limit: float | None,
+        table_TnA: np.ndarray,
+        open_T: np.ndarray,
         records: dict[str, _Record],
     ) -> None:
-        table_TNA = np.asarray(columns.weights(at))
-        self._start = columns.start
-        self._open_T = _without_order(table_TNA, columns.start)
-        symbol_NA = torch.as_tensor(columns.symbol_NA[at], device=device)
-        self._bars = _Bars(packed, symbol_NA, whole=not self._open_T.any())
-        self._weight_TNA = torch.from_numpy(np.require(table_TNA, requirements="W")).to(device)
-        self._single = symbol_NA.shape[1] == 1
-        limits = (rules.max_leverage, rules.max_net or rules.max_leverage)
-        self._limit = min(limits)
-        self._rules = replace(rules, max_leverage=UNLIMITED, max_net=None) if self._single else rules
-        self._look = device.type == "cpu"
+        """``limit``: of one weight, where an account has one asset; else None and left to the rules."""
+        self._bars, self._rules, self._limit, self._open_T = bars, rules, limit, open_T
         self._record = {name: record.to_TN for name, record in records.items()}
         self._equity_TN = self._record.pop("equity")
+        self._device = self._equity_TN.device
+        self._look = self._device.type == "cpu"
+        self._weight_TNA = torch.from_numpy(np.require(table_TnA, requirements="W")).to(self._device)
 
     @torch.inference_mode()
-    def play(self) -> Tensor:
+    def play(self, shape: tuple[int, ...], start: int) -> Tensor:
         """Fills the records; bool [N]: who is not bankrupt."""
-        rules, symbols = self._rules, self._bars._first_NA
-        account = open_accounts(len(symbols), symbols.shape[1], rules, symbols.device)
+        rules = self._rules
+        account = open_accounts(shape[0], shape[1], rules, self._device)
         alive_N1, ruined, called = torch.ones_like(account.called_N1), False, True
         outcome, bar = None, None
         for t in range(len(self._equity_TN)):
             weight_NA = self._asked(t, account, outcome, bar)
             if ruined:
                 weight_NA = torch.where(alive_N1, weight_NA, 0.0)
-            bar = self._bars.at(self._start + t + 1)
+            bar = self._bars.at(start + t + 1)
             outcome = advance(account, weight_NA, bar, rules, look=self._look, some_called=called)
             account, called, before_N1 = outcome.account, outcome.some_called, alive_N1
             if outcome.some_bankrupt or ruined:
@@ -159,25 +200,26 @@ class _Block:
     def _asked(self, t: int, account: Account, last: Outcome | None, bar: Bar | None) -> Tensor:
         """The weights that are given or, where none is, those of what the last order left unfilled."""
         weight_NA = self._weight_TNA[t].to(torch.float64)
-        if self._single:
+        single = self._limit is not None
+        if self._limit is not None:
             weight_NA = weight_NA.clamp(-self._limit, self._limit)
         if not self._open_T[t]:
             return weight_NA
         if last is None or bar is None:
-            return weight_NA if self._single else weight_NA.nan_to_num(nan=0.0)
-        if self._single and self._look and torch.equal(last.order_NA, last.fill_NA):
+            return weight_NA if single else weight_NA.nan_to_num(nan=0.0)
+        if single and self._look and torch.equal(last.order_NA, last.fill_NA):
             return weight_NA
         rest_NA = last.order_NA - last.fill_NA
         if self._rules.fill_lag == 0 and bar.corporate is not None:
             rest_NA = rest_NA * bar.corporate.split
         share_NA = (account.quantity_NA + rest_NA) * bar.close / account.equity_N1
         instead_NA = weight_NA.isnan()
-        if self._single:  # NaN goes on as no order
+        if single:  # NaN goes on as no order
             instead_NA &= rest_NA != 0
         if account.pending_NA is not None:  # what waits for its bar stays
             waits_NA = ~account.pending_NA.isnan()
             share_NA = torch.where(waits_NA, self._pending_share(account.pending_NA, account, bar), share_NA)
-            if self._single:
+            if single:
                 instead_NA &= ~waits_NA
         return torch.where(instead_NA, share_NA, weight_NA)
 

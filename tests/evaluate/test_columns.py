@@ -10,11 +10,12 @@ import torch
 from evaluate_runs import FREE, tiny_market
 
 from hpcrl.config.env import CostConfig, EnvConfig
-from hpcrl.env.bars import Rules
+from hpcrl.env.bars import Rules, pack_market
 from hpcrl.evaluate import columns
 from hpcrl.evaluate.backtest import Group, Plan, play_plan
 from hpcrl.evaluate.baselines import Table
 from hpcrl.evaluate.columns import Columns, play_columns
+from hpcrl.evaluate.sparse import suits
 from hpcrl.evaluate.track import Track
 from hpcrl.market.tensors import MarketTensors
 from hpcrl.types import HpcrlError
@@ -173,3 +174,77 @@ def test_an_infinite_weight_is_refused_with_its_row():
         through_columns(
             tiny_market(np.full(10, 1.0)), EnvConfig(), np.zeros((10, 1, 1)), np.zeros((1, 1), int)
         )
+
+
+# ---- by their orders alone
+
+SPARSE = {
+    "defaults": (EnvConfig(), 1.0),
+    "free": (EnvConfig(costs=FREE, lot=0, intrabar=False), 1.0),
+    "sized_at_fill": (EnvConfig(sizing="fill", max_leverage=2, lot=0), 2.0),
+    "ruin": (EnvConfig(costs=FREE, max_leverage=6, lot=0), 6.0),
+    "ruin_within_bars": (EnvConfig(costs=FREE, max_leverage=4, lot=0, intrabar=True), 4.0),
+    "borrowed": (EnvConfig(costs=CostConfig(debit_rate=0.2, borrow_rate=0.0), max_leverage=2), 2.0),
+    "limits": (EnvConfig(costs=FREE, max_leverage=0.7, max_net=0.5), 1.0),
+    "whole_lots": (EnvConfig(lot=10.0), 1.0),
+}
+
+
+def plain_market(seed: int = 0) -> MarketTensors:
+    """Violent prices, some bars without trade or missing, no corporate actions."""
+    market = rough_market(2, seed)
+    market.split_BS[:], market.dividend_BS[:] = 1.0, 0.0
+    market.volume_BS[:] = torch.where(market.volume_BS > 0, 1e6, 0.0)
+    return market
+
+
+@pytest.mark.parametrize("shorts", [False, True])
+@pytest.mark.parametrize("kind", SPARSE)
+def test_columns_by_their_orders_are_those_of_every_bar(kind, shorts, monkeypatch):
+    config, most = SPARSE[kind]
+    draw = np.random.default_rng(4)
+    weight = draw.choice([-most if shorts else 0.2, 0.0, 0.5, most], (BARS - 1, 60, 1))
+    weight[draw.random(weight.shape) < draw.uniform(0.85, 1.0, (1, 60, 1))] = np.nan
+    weight[:, 0] = np.nan  # never an order
+    weight[-1, 1], weight[0, 2] = 0.5, 0.5
+    market, symbol = plain_market(), draw.integers(0, 2, (60, 1))
+    left = []
+    mark = columns.mark
+
+    def noted(*given):
+        found = mark(*given)
+        left.append(found.mean())
+        return found
+
+    monkeypatch.setattr(columns, "mark", noted)
+    found = through_columns(market, config, weight, symbol)
+    assert left and left[0] < 0.9, "hardly anything was played by its orders"
+    monkeypatch.setattr(columns, "suits", lambda *given: False)
+    wanted = through_columns(market, config, weight, symbol)
+    assert len(left) == 1
+    for field in dataclasses.fields(Track):
+        if getattr(wanted, field.name) is not None:
+            assert (getattr(found, field.name) == getattr(wanted, field.name)).all(), field.name
+    if kind == "ruin":
+        assert wanted.bankrupt_N.any() and not wanted.bankrupt_N.all()
+    assert wanted.trades_TN.sum() > 200
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        EnvConfig(fill_lag=0),
+        EnvConfig(fill_lag=2),
+        EnvConfig(maintenance=0.3),
+        EnvConfig(costs=CostConfig(credit_rate=0.02)),
+    ],
+)
+def test_what_moves_money_between_orders_is_played_bar_by_bar(config):
+    table = np.full((20, 3, 1), np.nan)
+    rules = Rules.from_config(config)
+    assert not suits(pack_market(plain_market(), rules), rules, table, torch.device("cpu"))
+    rules = Rules.from_config(EnvConfig())
+    assert suits(pack_market(plain_market(), rules), rules, table, torch.device("cpu"))
+    assert not suits(pack_market(rough_market(), rules), rules, table, torch.device("cpu"))
+    table[:10] = 0.0
+    assert not suits(pack_market(plain_market(), rules), rules, table, torch.device("cpu"))
