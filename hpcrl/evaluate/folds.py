@@ -87,8 +87,8 @@ def walk_forward_folds(
         train = (start, end - kept - (gap if kept else 0))
         if train[1] - train[0] < 1:
             raise HpcrlError(
-                f"rows {lo} to {hi} in {folds} folds leave no training rows before row {a}: fewer folds, a "
-                f"larger first = {first:g}, or less than embargo = {embargo}"
+                f"rows {lo} to {hi} in {folds} folds leave no training rows before row {a}: stage more bars, "
+                f"or less than embargo = {embargo}"
             )
         found.append(Fold((train,), (end - kept, end), (a, b)))
     return tuple(found)

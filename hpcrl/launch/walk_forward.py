@@ -1,6 +1,6 @@
 """``hpcrl evaluate RUN --walk-forward``: the run's configuration trained anew for each fold, tested after it.
 
-RUN/walk_forward_SPLIT/
+RUN/walk_forward_SPLIT_FOLDS/
   folds.json     which rows each fold trains, validates and is tested on: written once
   fold_01/       an ordinary run, as ``hpcrl train`` makes it; jobs/config.yaml is the run's own config with
                  the fold's times (market.train_between and so on)
@@ -80,7 +80,7 @@ def walk_forward(run: str | Path, options: WalkForward = WalkForward(), say: Say
     source = RunDir.open(run)
     config, market = _config_and_market(source)
     folds = _folds(config, market, options)
-    parent = source.path / f"walk_forward_{options.split}"
+    parent = parent_of(source.path, options)
     _prepare(parent, source, config, market, folds, options)
     with contextlib.closing(hold(parent / "run.lock", doing="walked forward")):
         for number in range(1, len(folds) + 1):
@@ -94,6 +94,10 @@ def walk_forward(run: str | Path, options: WalkForward = WalkForward(), say: Say
         found = stitch(parts, meta)
         write_json(parent / "result.json", found.to_json())
     return found
+
+
+def parent_of(run: Path, options: WalkForward) -> Path:
+    return run / f"walk_forward_{options.split}_{options.folds}"
 
 
 def fold_folder(parent: Path, number: int) -> Path:
@@ -119,7 +123,7 @@ def show_walk_forward(run: str | Path, options: WalkForward = WalkForward(), as_
     from hpcrl.evaluate.stitch import render_stitched
 
     Console().print(render_stitched(found))
-    print(RunDir.open(run).path / f"walk_forward_{options.split}")
+    print(parent_of(RunDir.open(run).path, options))
     return 0
 
 
@@ -169,7 +173,7 @@ def _folds(config: Config, market: Market, options: WalkForward) -> tuple[Fold, 
     if rows < config.episode_steps + 1:
         raise HpcrlError(
             f"the first fold would train on {rows} bars, an episode of the run needs "
-            f"{config.episode_steps + 1}: raise --first {options.first:g}, or stage more bars"
+            f"{config.episode_steps + 1} (env.episode_rollouts x learn.rollout + 1): stage more bars"
         )
     return folds
 

@@ -71,7 +71,7 @@ def test_validation_leaves_the_runs_test_split_alone(trained):
 def test_folds_are_trained_once_and_stitched(trained):
     told: list[str] = []
     found = walk_forward(trained, TWO, told.append)
-    parent = trained / "walk_forward_validation"
+    parent = trained / "walk_forward_validation_2"
     folders = [parent / "fold_01", parent / "fold_02"]
     assert all(is_finished(folder) for folder in folders)
     assert not (trained.parent / JOURNAL).exists() and found.meta["test_openings"] == 0
@@ -92,7 +92,7 @@ def test_folds_are_trained_once_and_stitched(trained):
     assert sum("trained in" in line for line in told) == 2 == sum("trained already" in line for line in told)
     np.testing.assert_array_equal(again.agent_T, found.agent_T)
     with pytest.raises(HpcrlError, match="another options, folds"):
-        walk_forward(trained, replace(TWO, folds=3), told.append)
+        walk_forward(trained, replace(TWO, embargo=3), told.append)
 
 
 @pytest.mark.slow
@@ -104,7 +104,7 @@ def test_the_test_split_is_opened_once_for_all_folds_and_a_stop_can_be_gone_on_f
     command = [sys.executable, "-c", code, str(trained)]
     options = {"env": environment(), "text": True, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     first = subprocess.Popen(command, **options)  # type: ignore[call-overload]
-    begun = trained / "walk_forward_test" / "fold_01" / "config.json"
+    begun = trained / "walk_forward_test_2" / "fold_01" / "config.json"
     deadline = time.monotonic() + 120
     while not begun.exists() and first.poll() is None and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -123,7 +123,7 @@ def test_the_test_split_is_opened_once_for_all_folds_and_a_stop_can_be_gone_on_f
 
 @pytest.mark.slow
 def test_a_training_that_fails_is_named_with_its_log(trained, monkeypatch):
-    folder = trained / "walk_forward_validation" / "fold_09" / "jobs"
+    folder = trained / "walk_forward_validation_2" / "fold_09" / "jobs"
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text("market: {path: nowhere.h5}\n")
     with pytest.raises(
