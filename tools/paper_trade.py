@@ -186,7 +186,7 @@ def trade(desk: Desk, bars: dict[int, dict[str, Bar]], days: int, state: Path | 
             raise HpcrlError(f"the file has no bar of {symbol}; it has {', '.join(sorted(there)) or 'none'}")
     stamps = sorted(ts for ts in bars if session.day(ts) is not None)
     if len(stamps) < len(bars):
-        print(f"{len(bars) - len(stamps)} stamps of the file are no bar of the calendar and are left out")
+        print(f"left out as no bars of the calendar: {len(bars) - len(stamps)} stamps")
     dates = sorted({session.day(ts) for ts in stamps})
     if len(dates) <= days:
         raise HpcrlError(

@@ -127,6 +127,10 @@ class Rewards:
             if config[name]
         }
 
+    @property
+    def needs_sigma(self) -> bool:
+        return "vol_scaled" in self._plain
+
     def pay(self, step: StepFacts) -> np.ndarray:
         """Weighted sum of the terms, [N]; moves their state."""
         total_N = np.zeros_like(step.log_return)

@@ -206,7 +206,8 @@ class PolicySession:
         close = [window.close for window in windows]
         opens = [mark if bar is None else bar.open for bar, mark in zip(bars.values(), close, strict=True)]
         splits = [1.0 if bar is None else bar.split for bar in bars.values()]
-        sigma = [window.sigma() for window in windows]
+        needed = self._accounts.rewards.needs_sigma
+        sigma = [window.sigma() if needed else 0.0 for window in windows]
         return Marks(*(np.array(each).reshape(self._shape) for each in (close, opens, splits, sigma)))
 
     # ---- accounts and tokens

@@ -157,9 +157,11 @@ def test_the_sample_decides_the_same_after_a_warm_up_of_the_bars_it_wants(one):
         assert list(weights.values()) == one.seen[step]["target"].ravel().tolist()
 
 
-def test_a_first_decision_right_after_the_burn_in_has_the_short_history_of_evaluation(one):
-    """Fewer bars after the burn-in than the memory could take in."""
-    played = play(one.run, 255, 290)
+@pytest.mark.parametrize("first", [250, 251, 255])
+def test_a_first_decision_right_after_the_burn_in_has_the_short_history_of_evaluation(first, one):
+    """Fewer bars after the burn-in than the memory could take in, or none."""
+    played = play(one.run, first, first + 35)
+    assert played.first == first
     session = begun(played)
     for step, noted in enumerate(played.seen):
         advance(session, played, step)
