@@ -17,7 +17,9 @@ import typer
 def report(
     run: Annotated[
         Path,
-        typer.Argument(metavar="RUN", help="A run folder, a checkpoint_epoch_X.pt in one, or a population."),
+        typer.Argument(
+            metavar="RUN", help="A run folder, a checkpoint_epoch_X.pt, a population, or policy.onnx."
+        ),
     ],
     split: Annotated[
         str, typer.Option(help="validation, or test (sealed: the opening is logged).")

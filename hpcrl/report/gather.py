@@ -64,6 +64,8 @@ class Gathered:
     quality: dict[str, Any] | None = None
     """The staging report beside the data file."""
     data_file: Path | None = None
+    sealed_in: Path | None = None
+    """The folder of the journal of openings."""
     openings: int | None = None
     """Of the sealed test split of this data set, so far; None: not known."""
     said: tuple[str, ...] = field(default=())
@@ -144,7 +146,8 @@ def _played(found: Gathered, epoch: int | None, data: str | Path | None, draws: 
         loaded = load_onnx_run(played)
     else:
         loaded = load_run(played, epoch=epoch)
-    return replace(found, evaluation=evaluation, market=load_data(loaded, data))
+    folder = loaded.path.parent if loaded.record is not None else loaded.path
+    return replace(found, evaluation=evaluation, market=load_data(loaded, data), sealed_in=folder)
 
 
 def _data_file(found: Gathered) -> Path | None:
@@ -171,17 +174,15 @@ def _quality(file: Path | None) -> tuple[dict[str, Any] | None, str]:
 
 def _openings(found: Gathered) -> int | None:
     """How often the test split of these bars was opened, this time included."""
-    if found.evaluation is None:
+    if found.evaluation is None or found.sealed_in is None:
         return None
     counted = found.evaluation.meta.get("test_openings")
     if found.split == "test":
         return counted or None
     from hpcrl.evaluate.sealed import count_openings
 
-    folder = Path(found.evaluation.meta["path"])
-    folder = folder.parent if found.target.run is not None else folder
     try:
-        return int(count_openings(folder, found.evaluation.meta["data"]["sha256"]))
+        return int(count_openings(found.sealed_in, found.evaluation.meta["data"]["sha256"]))
     except FileNotFoundError:
         return 0
     except (OSError, TypeError):

@@ -75,11 +75,13 @@ def equity_chart(evaluation: Evaluation) -> Chart:
             go.Scatter(x=at, y=floats(curves.equity[name][kept]), name=label, mode="lines", line=line,
                        hovertemplate="%{y:.4f}", legendrank=10 + len(names) - names.index(name))
         )  # fmt: skip
+    deepest = 0.0
     for name in (HOLD, AGENT):
         label, colour, width, dash = look(name)
         equity = curves.equity[name]
         peak = np.maximum.accumulate(equity)
         fall = np.where(peak > 0, equity / np.where(peak > 0, peak, 1.0) - 1, 0.0)[kept]
+        deepest = min(deepest, float(fall.min()))
         fill = {"fill": "tozeroy", "fillcolor": rgba(colour, 0.16)} if name == AGENT else {}
         line = {"color": colour, "width": width * 0.8, "dash": dash}
         traces.append(
@@ -92,7 +94,9 @@ def equity_chart(evaluation: Evaluation) -> Chart:
         hoversubplots="axis",
         xaxis=axis(anchor="y2"),
         yaxis=axis("equity / start", domain=[0.36, 1]),
-        yaxis2=axis("drawdown", domain=[0, 0.29], tickformat=".1~%", rangemode="tozero"),
+        yaxis2=axis(
+            "drawdown", domain=[0, 0.29], tickformat=".1~%", nticks=4, range=[1.06 * min(deepest, -1e-3), 0]
+        ),
     )
     return make("equity", "Equity and drawdown", _equity_words(evaluation), traces, shape)
 

@@ -69,7 +69,7 @@ def symbols_table(evaluation: Evaluation) -> Table | None:
         beats = show(row.get("beats_random"), "percent")
         hold = show(evaluation.row(HOLD, symbol).get("total_return"), "percent")
         rows.append((symbol, *cells[:1], between, *cells[1:], beats, hold))
-    labels = [label for label, _, _ in PER_SYMBOL]
+    labels = [label.replace("-\n", "").replace("\n", " ") for label, _, _ in PER_SYMBOL]
     head = ("symbol", labels[0], "95 % interval", *labels[1:], "beats random", "buy and hold")
     return Table("By symbol", head, tuple(rows), "The agent's account of each symbol, after costs.")
 

@@ -31,7 +31,7 @@ from hpcrl.report.chart import (
 MOST_SYMBOLS = 12
 MOST_TRADES = 1200
 """Of one side on one chart; of more, those that moved the most."""
-MOVED = 5e-7
+MOVED = 1.5e-7
 """Of a quantity: weights are float32, two of which err by 1.2e-7 together."""
 
 

@@ -45,7 +45,7 @@ CURVES: tuple[tuple[str, str, tuple[tuple[str, str], ...], dict[str, Any]], ...]
 """Title, unit, keys with their names, more of the y axis."""
 COLOURS = (AGENT_COLOUR, HOLD_COLOUR, EQUAL_COLOUR, CROSS_COLOUR, OTHER_COLOUR, RANDOM_COLOUR, FLAT_COLOUR)
 SPANS = (("time/env", "simulator"), ("time/policy", "policy"), ("time/learn", "updates"),
-         ("time/rebuild", "rebuilding memory"))  # fmt: skip
+         ("time/rebuild", "memory"))  # fmt: skip
 GPU: tuple[tuple[str, str, str, dict[str, Any]], ...] = (
     ("gpu/utilisation", "GPU utilisation", "", {"tickformat": ".0%", "range": [0, 1.02]}),
     ("gpu/memory_gib", "GPU memory", "GiB", {"rangemode": "tozero"}),
@@ -197,7 +197,7 @@ def _spans(lines: Lines) -> Chart:
             continue
         rest = [left - used if math.isfinite(used) else left for left, used in zip(rest, spent, strict=True)]
         traces.append(_layer(epochs, spent, kept, name, colour))
-    traces.append(_layer(epochs, [max(left, 0.0) for left in rest], kept, "the rest", RANDOM_COLOUR))
+    traces.append(_layer(epochs, [max(left, 0.0) for left in rest], kept, "rest", RANDOM_COLOUR))
     assert isinstance(traces[0], go.Scatter)
     shape = layout(HEIGHT, showlegend=True, xaxis=_epochs(), shapes=_attempts(lines),
                    yaxis=axis(nticks=6))  # fmt: skip

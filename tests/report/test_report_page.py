@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
+import subprocess
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -290,6 +293,24 @@ def test_a_page_that_cannot_be_written_leaves_the_one_before(run, tmp_path, monk
     with pytest.raises(HpcrlError, match="No space left"):
         write_report(run, out=page, draws=2)
     assert page.read_text() == "before" and [file.name for file in tmp_path.iterdir()] == ["page.html"]
+
+
+OPEN = "import sys; from hpcrl.report.report import open_page, Path; print(open_page(Path(sys.argv[1])))"
+
+
+@pytest.mark.slow
+def test_open_shows_the_page_in_the_readers_browser_or_says_where_it_is(tmp_path):
+    browser = tmp_path / "browser"
+    browser.write_text(f'#!/bin/sh\necho "$1" > "{tmp_path}/shown"\n')
+    browser.chmod(0o755)
+
+    def shown(**environment: str) -> str:
+        command = [sys.executable, "-c", OPEN, str(tmp_path / "a page.html")]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+
+    assert shown(BROWSER=f"{browser} %s", PATH=os.environ["PATH"]).strip() == ""
+    assert (tmp_path / "shown").read_text().strip() == (tmp_path / "a page.html").as_uri()
+    assert f"open {tmp_path / 'a page.html'} in one" in shown(PATH="")
 
 
 @pytest.mark.slow

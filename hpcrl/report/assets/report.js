@@ -20,10 +20,10 @@
   const ticks = (low, high, width) => {
     const first = Math.max(0, Math.ceil(low)), last = Math.min(stamps.length - 1, Math.floor(high));
     if (last <= first) return { tickvals: [first], ticktext: [when(first)] };
-    const most = Math.max(2, Math.floor(width / 85));
+    const year = stamps[last] - stamps[first] > 300 * 86400;
+    const most = Math.max(2, Math.floor(width / (year ? 125 : 85)));
     let at = [];
     for (let k = first; k <= last; k++) if (k > 0 && dayOf(k) !== dayOf(k - 1)) at.push(k);
-    const year = stamps[last] - stamps[first] > 300 * 86400;
     if (at.length >= 3) {
       const every = Math.ceil(at.length / most);
       at = at.filter((_, place) => place % every === 0);
@@ -66,15 +66,13 @@
   const figure = (key, width, dark) => {
     const spec = dark ? coloured(charts[key], "") : structuredClone(charts[key]);
     const layout = { ...spec.layout, autosize: true, width };
-    if (narrow()) {
-      layout.font = { ...layout.font, size: 11.5 };
-      const named = spec.data.filter((trace) => trace.showlegend !== false).length;
-      if (layout.showlegend && named > 3) layout.height += 15 * (named - 2); // one below the other
-    }
+    if (narrow()) layout.font = { ...layout.font, size: 11.5 };
+    const named = spec.data.filter((trace) => trace.showlegend !== false).length;
+    if (layout.showlegend && named > 3 && width < 450) layout.height += 15 * (named - 2); // one below the other
     if (touch || narrow()) layout.dragmode = false; // a finger that moves scrolls the page
     if (timed(key)) {
       layout.xaxis = { ...layout.xaxis, type: "category", categoryorder: "array", categoryarray: names,
-        tickmode: "array", ...ticks(0, stamps.length - 1, width), range: [-0.01 * stamps.length, 1.01 * (stamps.length - 1)] };
+        tickmode: "array", tickangle: 0, ...ticks(0, stamps.length - 1, width), range: [-0.01 * stamps.length, 1.01 * (stamps.length - 1)] };
       for (const trace of spec.data) if (Array.isArray(trace.x)) trace.x = trace.x.map((k) => names[k]);
     }
     return { data: spec.data, layout };
