@@ -98,7 +98,9 @@ class _Player:
     def _by_orders(self, at: np.ndarray, table_Tn: np.ndarray) -> np.ndarray:
         """bool [n]: who has to be played bar by bar."""
         symbol_n, start = self._columns.symbol_NA[at, 0], self._columns.start
-        orders = play_orders(self._packed, self._rules, self._limit, symbol_n, table_Tn, start)
+        orders = play_orders(
+            self._packed, self._rules, self._limit, symbol_n, table_Tn, start, flows=len(self._records) > 1
+        )
         span = (start + 1, start + 1 + self._columns.steps)
         return mark(orders, self._packed, self._rules, symbol_n, span, at, self._records)
 
@@ -260,7 +262,9 @@ def _without_order(table_TNA: np.ndarray, start: int) -> np.ndarray:
     with np.errstate(invalid="ignore", over="ignore"):
         sum_T = table_TNA.sum((1, 2))
     odd_T = ~np.isfinite(sum_T)
-    for t in np.flatnonzero(odd_T):
-        if np.isinf(table_TNA[t]).any():
-            raise HpcrlError(f"row {start + t}: a weight is infinite; NaN gives no order")
+    if odd_T.any():
+        infinite_T = np.isinf(table_TNA).any((1, 2))
+        if infinite_T.any():
+            row = start + int(infinite_T.argmax())
+            raise HpcrlError(f"row {row}: a weight is infinite; NaN gives no order")
     return odd_T

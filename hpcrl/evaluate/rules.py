@@ -261,7 +261,7 @@ def _given_table(rule: Any, prices: Prices, joint: bool, trades: Sequence[str]) 
     frame = isinstance(rule, pd.DataFrame)
     names = tuple(str(name) for name in rule.columns) if frame else tuple(str(i) for i in range(n))
     if joint:
-        return _Table(names, np.tile(np.arange(count), (n, 1)), lambda at: array[:, at])
+        return _Table(names, np.tile(np.arange(count), (n, 1)), lambda at: array[:, _run(at)])
     code = {symbol: s for s, symbol in enumerate(prices.symbols)}
     unknown = [symbol for symbol in trades if symbol not in code]
     if unknown:
@@ -271,7 +271,12 @@ def _given_table(rule: Any, prices: Prices, joint: bool, trades: Sequence[str]) 
     if trades and len(trades) != n:
         raise HpcrlError(f"trades names {len(trades)} symbols for {n} columns")
     symbol_N = [code[symbol] for symbol in trades] or (list(range(n)) if count > 1 else [0] * n)
-    return _Table(names, np.array(symbol_N)[:, None], lambda at: array[:, at, None])
+    return _Table(names, np.array(symbol_N)[:, None], lambda at: array[:, _run(at), None])
+
+
+def _run(at: np.ndarray) -> slice | np.ndarray:
+    """Columns side by side as a slice, which copies nothing."""
+    return slice(at[0], at[-1] + 1) if (np.diff(at) == 1).all() else at
 
 
 def _standing(weight_BnA: np.ndarray, lo: int) -> np.ndarray:

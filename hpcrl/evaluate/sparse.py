@@ -14,13 +14,14 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from hpcrl.env.account import Account, advance
+from hpcrl.env.account import Account, Outcome, advance
 from hpcrl.env.bars import PackedBars, Rules
 
 MOST_ORDERS = 0.25
 """Share of bars with an order from which stepping through every bar is as fast (a guess)."""
 CELLS = 1 << 18
 """Bars x columns marked at once."""
+FLOWS = ("traded", "fees", "spread", "impact", "trades")
 PRICES = ("open", "low", "high", "close")  # as the packed table begins
 
 
@@ -53,46 +54,71 @@ class Orders:
 
 @torch.inference_mode()
 def play_orders(
-    packed: PackedBars, rules: Rules, limit: float, symbol_n: np.ndarray, table_Tn: np.ndarray, start: int
+    packed: PackedBars,
+    rules: Rules,
+    limit: float,
+    symbol_n: np.ndarray,
+    table_Tn: np.ndarray,
+    start: int,
+    *,
+    flows: bool,
 ) -> Orders:
     """Every order of the table, the k-th of all columns at once. ``rules`` without limits on weights;
     ``limit``: that of one weight."""
-    column_E, step_E = np.nonzero(~np.isnan(table_Tn.T))
+    step_E, column_E = np.nonzero(~np.isnan(table_Tn))
+    in_turn = np.argsort(column_E, kind="stable")
+    step_E, column_E = step_E[in_turn], column_E[in_turn]
     count_n = np.bincount(column_E, minlength=table_Tn.shape[1])
-    first_n = np.cumsum(count_n) - count_n
-    weight_E = torch.from_numpy(table_Tn[step_E, column_E].astype(np.float64)).clamp_(-limit, limit)
-    row_E = torch.from_numpy(symbol_n[column_E] * packed.n_bars + start + step_E + 1)
-    names = ("traded", "fees", "spread", "impact", "trades")
-    made = {name: torch.empty(len(step_E), dtype=torch.float64) for name in ("cash", "quantity", *names)}
-    # Columns with the most orders first: those that still have one are then always the first ones.
-    by_count = np.argsort(-count_n, kind="stable")
-    left = np.searchsorted(-count_n[by_count], -np.arange(1, count_n.max(initial=0) + 1), side="right")
-    first = torch.from_numpy(first_n[by_count])
-    cash = torch.full((len(by_count), 1), rules.initial_cash, dtype=torch.float64)
-    quantity = torch.zeros_like(cash)
-    trouble = torch.zeros_like(cash, dtype=torch.bool)
-    nobody = torch.zeros_like(trouble)
-    for k, n in enumerate(left.tolist()):
-        at = first[:n] + k
-        bar = packed.at(row_E[at][:, None])
+    place_E, left_K = _turns(column_E, count_n)
+    at_E = np.empty_like(place_E)
+    at_E[place_E] = np.arange(len(place_E))  # orders turn by turn
+    weight_E = torch.from_numpy(table_Tn[step_E, column_E][at_E].astype(np.float64)).clamp_(-limit, limit)
+    row_E = torch.from_numpy((symbol_n[column_E] * packed.n_bars + start + step_E + 1)[at_E])
+    names = ("cash", "quantity", "trouble", *(FLOWS if flows else ()))
+    made = {name: torch.empty(len(step_E), dtype=torch.float64) for name in names}
+    cash = torch.full((len(count_n), 1), rules.initial_cash, dtype=torch.float64)
+    quantity, nobody = torch.zeros_like(cash), torch.zeros_like(cash, dtype=torch.bool)
+    first = 0
+    for n in left_K.tolist():
+        turn = slice(first, first + n)
+        bar = packed.at(row_E[turn, None])
         equity = cash[:n] + quantity[:n] * bar.last
         account = Account(cash[:n], quantity[:n], equity, nobody[:n])
-        done = advance(account, weight_E[at][:, None], bar, rules, look=True, some_called=False)
-        if done.some_bankrupt or not torch.equal(done.order_NA, done.fill_NA):
-            trouble[:n] |= done.bankrupt_N1 | (done.order_NA != done.fill_NA)
+        done = advance(account, weight_E[turn, None], bar, rules, look=True, some_called=False)
         cash[:n], quantity[:n] = done.account.cash_N1, done.account.quantity_NA
-        noted = [done.account.cash_N1, done.account.quantity_NA, done.traded_NA, done.commission_NA]
-        noted += [done.spread_NA, done.impact_NA, (done.fill_NA != 0).to(torch.float64)]
+        noted = [done.account.cash_N1, done.account.quantity_NA, _trouble(done)]
+        if flows:
+            noted += [done.traded_NA, done.commission_NA, done.spread_NA, done.impact_NA, done.fill_NA != 0]
         for array, value in zip(made.values(), noted, strict=True):
-            array[at] = value[:, 0]
-    trouble_n = np.zeros(len(count_n), dtype=bool)
-    trouble_n[by_count] = trouble[:, 0].numpy()
-    found = {name: array.numpy() for name, array in made.items()}
+            array[turn] = value[:, 0]
+        first += n
+    found = {name: array.numpy()[place_E] for name, array in made.items()}
     cash_E, quantity_E = found.pop("cash"), found.pop("quantity")
+    wrong_E = found.pop("trouble") > 0
     if rules.has_financing:  # only who neither sold short nor borrowed paid nothing
-        paid_E = (quantity_E < 0) | ((cash_E < 0) & (rules.debit_rate > 0))
-        trouble_n |= np.bincount(column_E, paid_E, minlength=len(count_n)) > 0
+        wrong_E |= (quantity_E < 0) | ((cash_E < 0) & (rules.debit_rate > 0))
+    trouble_n = np.bincount(column_E, wrong_E, minlength=len(count_n)) > 0
     return Orders(count_n, step_E, cash_E, quantity_E, found, trouble_n)
+
+
+def _turns(column_E: np.ndarray, count_n: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(where each order stands when all first orders come first, then all second ones; how many columns have
+    a k-th order [K]). Within a turn the columns with the most orders come first, so that those that are
+    still there in a later turn are always the first ones."""
+    by_count = np.argsort(-count_n, kind="stable")
+    rank_n = np.empty_like(by_count)
+    rank_n[by_count] = np.arange(len(by_count))
+    left_K = (count_n[:, None] > np.arange(count_n.max(initial=0))).sum(0)
+    first_K = np.cumsum(left_K) - left_K
+    number_E = np.arange(len(column_E)) - (np.cumsum(count_n) - count_n)[column_E]
+    return first_K[number_E] + rank_n[column_E], left_K
+
+
+def _trouble(done: Outcome) -> torch.Tensor:
+    """bool [n, 1]: someone who is ruined, or whose order is not filled whole."""
+    if done.some_bankrupt or not torch.equal(done.order_NA, done.fill_NA):
+        return done.bankrupt_N1 | (done.order_NA != done.fill_NA)
+    return done.bankrupt_N1
 
 
 def mark(

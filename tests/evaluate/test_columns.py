@@ -248,3 +248,20 @@ def test_what_moves_money_between_orders_is_played_bar_by_bar(config):
     assert not suits(pack_market(rough_market(), rules), rules, table, torch.device("cpu"))
     table[:10] = 0.0
     assert not suits(pack_market(plain_market(), rules), rules, table, torch.device("cpu"))
+
+
+def test_on_an_accelerator_nothing_is_read_from_python_and_all_is_the_same(monkeypatch):
+    """There no value is looked at, so that masks are always on: the same path here."""
+    market, symbol = rough_market(), np.zeros((30, 1), dtype=np.int64)
+    config = EnvConfig(costs=COSTS, max_leverage=6, lot=0)
+    weight = np.random.default_rng(5).choice([-5.0, 5.0, 0.1, np.nan], (BARS - 1, 30, 1))
+    wanted = through_columns(market, config, weight, symbol)
+    assert wanted.bankrupt_N.any() and not wanted.bankrupt_N.all()
+    made = columns._Block.__init__
+
+    def without_looks(self, *given):
+        made(self, *given)
+        self._look = False
+
+    monkeypatch.setattr(columns._Block, "__init__", without_looks)
+    assert_same(through_columns(market, config, weight, symbol), wanted)
