@@ -3,8 +3,8 @@
 A bar-step is one bar of one column: an order where one is given, costs, the mark. The rules are
 moving-average crosses of many parameters on one symbol, given as tables of target weights, to both the same;
 fees and slippage are on, quantities fractional. Both give the equity of every column at every bar, and the
-bench fails where the two do not end alike. Rounds alternate, so that a busy machine slows both: the ratio is
-what counts.
+bench fails where the two do not end alike. A second table has an order in every bar: the worst case. Rounds
+alternate, so that a busy machine slows both: the ratio is what counts.
 """
 
 from __future__ import annotations
@@ -118,33 +118,36 @@ class _Made:
             rule = MovingAverageCross(int(fast_N[n]), int(fast_N[n] + more_N[n]), WEIGHT)
             table_BN[:, n] = rule.targets(read, 1).numpy()[:, 0]
         self.tables = [np.ascontiguousarray(table_BN[:, :n]) for n in columns]
+        every_BN = draw.uniform(0.0, WEIGHT, (bars, widest))
+        self.every = [np.ascontiguousarray(every_BN[:, :n]) for n in columns]
         self.orders = [int((~np.isnan(table)).sum()) for table in self.tables]
 
 
 def _measure(made: _Made, rounds: int, peers: Path | None, folder: Path) -> dict[str, Any]:
-    kinds: tuple[tuple[str, dict[str, Any], bool], ...] = (
-        ("equity", SIMPLE, False),
-        ("every_flow", SIMPLE, True),
-        ("default_costs", {}, False),
+    kinds: tuple[tuple[str, list[Any], dict[str, Any], bool], ...] = (
+        ("equity", made.tables, SIMPLE, False),
+        ("every_flow", made.tables, SIMPLE, True),
+        ("default_costs", made.tables, {}, False),
+        ("every_bar", made.every, SIMPLE, False),
     )
-    rates: list[dict[str, list[float]]] = [{kind: [] for kind, _, _ in kinds} for _ in made.columns]
+    rates: list[dict[str, list[float]]] = [{kind: [] for kind, *_ in kinds} for _ in made.columns]
     found: list[dict[str, Any]] = []
-    last: list[list[float]] = []
+    last: list[list[list[float]]] = []
     table = _table(made, folder) if peers is not None else None
     for _ in range(rounds):
         last = []
-        for found_of, weight_BN in zip(rates, made.tables, strict=True):
-            for kind, env, flows in kinds:
-                rate, equity_N = _rate(made, weight_BN, env, flows)
-                found_of[kind].append(rate)
-                if kind == "equity":
-                    last.append(equity_N)
+        for index, rates_of in enumerate(rates):
+            ends = {}
+            for kind, tables, env, flows in kinds:
+                rate, ends[kind] = _rate(made, tables[index], env, flows)
+                rates_of[kind].append(rate)
+            last.append([ends["equity"], ends["every_bar"]])
         if peers is not None and table is not None:
             found.append(_run_peer(peers, table))
     ours = [
         {"columns": n, "orders": orders}
         | {kind: statistics.median(each) for kind, each in of.items()}
-        | {"rounds": of["equity"]}
+        | {"rounds": of["equity"], "rounds_every_bar": of["every_bar"]}
         for n, orders, of in zip(made.columns, made.orders, rates, strict=True)
     ]
     for theirs in found:
@@ -169,6 +172,7 @@ def _table(made: _Made, folder: Path) -> Path:
 
     path = folder / "rules.npz"
     arrays = {f"weight_{i}": table for i, table in enumerate(made.tables)}
+    arrays |= {f"every_{i}": table for i, table in enumerate(made.every)}
     arrays |= {"open": made.bars["open"], "close": made.bars["close"]}
     costs = {"fees": FEES_BPS * 1e-4, "slippage": SLIPPAGE, "cash": 100_000.0}
     arrays |= {name: np.array(value) for name, value in costs.items()}
@@ -187,12 +191,15 @@ def _run_peer(python: Path, table: Path) -> dict[str, Any]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def _check_same(last: list[list[float]], theirs: dict[str, Any]) -> None:
-    for ours, found in zip(last, theirs["tables"], strict=True):
-        for n, (mine, other) in enumerate(zip(ours, found["last_equity"], strict=True)):
-            if not abs(mine - other) <= SAME * abs(mine):
-                said = f"column {n} of {found['columns']} ends at {mine!r} here and at {other!r} in vectorbt"
-                raise RunFailed(f"bench rules: {said}: not the same rule is measured")
+def _check_same(last: list[list[list[float]]], theirs: dict[str, Any]) -> None:
+    for ends, found in zip(last, theirs["tables"], strict=True):
+        for ours, other_N in zip(
+            ends, (found["last_equity"], found["every_bar"]["last_equity"]), strict=True
+        ):
+            for n, (mine, other) in enumerate(zip(ours, other_N, strict=True)):
+                if not abs(mine - other) <= SAME * abs(mine):
+                    said = f"column {n} of {len(ours)} ends at {mine!r} here and at {other!r} in vectorbt"
+                    raise RunFailed(f"bench rules: {said}: not the same rule is measured")
 
 
 def against_peer(ours: list[dict[str, Any]], rounds: list[dict[str, Any]]) -> dict[str, Any]:
@@ -204,10 +211,15 @@ def against_peer(ours: list[dict[str, Any]], rounds: list[dict[str, Any]]) -> di
         bare = [max(each["from_orders"], each["from_signals"]) for each in per_round]
         whole = [max(each["from_orders_equity"], each["from_signals_equity"]) for each in per_round]
         names = ("from_orders", "from_signals", "from_orders_equity", "from_signals_equity")
+        every = [each["every_bar"] for each in per_round]
+        busy = row["rounds_every_bar"]
         tables.append(
             {"columns": row["columns"]}
             | {name: statistics.median(each[name] for each in per_round) for name in names}
+            | {"every_bar": statistics.median(each["from_orders"] for each in every)}
             | {"ratio": _ratio(row["rounds"], whole), "ratio_without_its_equity": _ratio(row["rounds"], bare)}
+            | {"ratio_every_bar": _ratio(busy, [each["from_orders_equity"] for each in every])}
+            | {"ratio_every_bar_without": _ratio(busy, [each["from_orders"] for each in every])}
         )
     versions = {name: rounds[0][name] for name in ("version", "pandas")}
     return {"name": "vectorbt", "versions": versions, "tables": tables}
@@ -224,18 +236,20 @@ def render(result: dict[str, Any]) -> Table:
         title=f"rules, million bar-steps per second: {machine['cpu']}, {machine['threads']} of "
         f"{machine['cores']} cores, load {machine['load_1min']}, {result['bars']:,} bars"
     )
-    names = ["columns", "equity", "every flow", "default costs"]
+    kinds = ("equity", "every_flow", "default_costs", "every_bar")
+    names = ["columns", *(kind.replace("_", " ") for kind in kinds)]
     names += ["vectorbt", "with equity", "over it", "over it, with equity"] if peer else []
+    names += ["every bar: over it", "with equity"] if peer else []
     for name in names:
         table.add_column(name, justify="right")
     for index, row in enumerate(result["ours"]):
-        cells = [f"{row['columns']:,}"]
-        cells += [f"{row[kind] / 1e6:.2f}" for kind in ("equity", "every_flow", "default_costs")]
+        cells = [f"{row['columns']:,}", *(f"{row[kind] / 1e6:.2f}" for kind in kinds)]
         if peer:
             their = peer["tables"][index]
             for suffix in ("", "_equity"):
                 best = max(their[f"from_orders{suffix}"], their[f"from_signals{suffix}"])
                 cells.append(f"{best / 1e6:.2f}")
-            cells += [f"{their[name]:.2f} x" for name in ("ratio_without_its_equity", "ratio")]
+            ratios = ("ratio_without_its_equity", "ratio", "ratio_every_bar_without", "ratio_every_bar")
+            cells += [f"{their[name]:.2f} x" for name in ratios]
         table.add_row(*cells)
     return table

@@ -25,7 +25,7 @@ def peer_python(path: Path, last_equity: str) -> Path:
         f"""#!{sys.executable}
 import json
 rates = dict.fromkeys(("from_orders", "from_signals", "from_orders_equity", "from_signals_equity"), 10.0)
-tables = [dict(rates, columns=1, last_equity={last_equity})]
+tables = [dict(rates, columns=1, last_equity={last_equity}, every_bar=dict(rates, last_equity=[1.0]))]
 print(json.dumps(dict(version="1", pandas="2", tables=tables)))
 """
     )
@@ -37,21 +37,28 @@ def test_rates_of_every_number_of_columns():
     result = bench_rules((1, 7), **TINY)
     assert [row["columns"] for row in result["ours"]] == [1, 7]
     for row in result["ours"]:
-        assert min(row["equity"], row["every_flow"], row["default_costs"]) > 0 and len(row["rounds"]) == 2
+        assert (
+            min(row["equity"], row["every_flow"], row["default_costs"], row["every_bar"]) > 0
+            and len(row["rounds"]) == 2
+        )
         assert row["orders"] >= 3 * row["columns"]
     assert result["machine"]["threads"] == 1 and result["peer"] is None
     assert render(result).row_count == 2
 
 
 def test_the_ratio_is_the_median_of_ratios_within_a_round():
-    ours = [{"columns": 5, "rounds": [100.0, 30.0, 90.0]}]
+    ours = [{"columns": 5, "rounds": [100.0, 30.0, 90.0], "rounds_every_bar": [8.0, 9.0, 2.0]}]
     names = ("from_orders", "from_signals", "from_orders_equity", "from_signals_equity")
     rows = [(4.0, 5.0, 2.0, 1.0), (2.0, 1.0, 1.0, 1.0), (3.0, 9.0, 3.0, 9.0)]
-    rounds = [{"version": "1", "pandas": "2", "tables": [dict(zip(names, row, strict=True))]} for row in rows]
+    rounds = [
+        {"version": "1", "pandas": "2", "tables": [same | {"every_bar": same}]}
+        for same in (dict(zip(names, row, strict=True)) for row in rows)
+    ]
     (table,) = against_peer(ours, rounds)["tables"]
     assert table["ratio_without_its_equity"] == 15.0  # of 100/5, 30/2, 90/9
     assert table["ratio"] == 30.0  # of 100/2, 30/1, 90/9
     assert table["from_signals"] == 5.0
+    assert table["ratio_every_bar_without"] == 2.0  # of 8/4, 9/2, 2/3
 
 
 def test_a_peer_that_ends_elsewhere_is_no_peer(tmp_path):
