@@ -37,6 +37,8 @@ from hpcrl.types import HpcrlError
 
 HOLD_NAME = "buy and hold"
 SHOWN = ("total_return", "sharpe", "bar_sharpe", "max_drawdown", "costs", "turnover", "exposure", "trades")
+MOST_PAIRS = 15
+"""Differences of six standings; each takes a second for 10,000 bars, and many are shown by chance."""
 SAME_COSTS = ("costs", "sizing", "fill_lag", "initial_cash", "max_leverage", "max_net", "assets")
 """Of the environment; where runs differ in them, so may their results for other reasons than skill."""
 
@@ -134,7 +136,7 @@ def compare(
     standings = _standings(field.candidates, results, trials)
     pairs = tuple(
         Pair(a, b, difference(standings[a].return_TK, standings[b].return_TK, draws=draws, seed=seed))
-        for a, b in combinations(range(len(standings)), 2)
+        for a, b in chosen_pairs(len(standings))
     )
     meta = _meta(field, results, trials, split, len(pairs))
     meta |= {"draws": draws, "seed": seed, "test_openings": openings}
@@ -142,6 +144,14 @@ def compare(
     meta["seconds"] = round(time.monotonic() - began, 3)
     curves = results[0].curves
     return Comparison(standings, pairs, curves.ts_T, curves.session_T, meta)
+
+
+def chosen_pairs(count: int) -> list[tuple[int, int]]:
+    """Of so many standings all pairs, or where they are too many those with the first and the last one."""
+    pairs = list(combinations(range(count), 2))
+    if len(pairs) <= MOST_PAIRS:
+        return pairs
+    return [(a, b) for a, b in pairs if a == 0 or b == count - 1]
 
 
 def _open(candidates: Sequence[Candidate], sha256: str) -> tuple[int, list[str]]:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from hpcrl.evaluate.compare import HOLD_NAME, Comparison, Pair, Standing
-from hpcrl.evaluate.compare_table import chosen_pairs, labels
+from hpcrl.evaluate.compare_table import labels
 from hpcrl.evaluate.plot import _dates as dates
 from hpcrl.evaluate.plot import _shown as shown_points
 from hpcrl.storage.atomic import check_output, write_bytes
@@ -52,7 +52,7 @@ def _draw(comparison: Comparison) -> bytes:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    pairs = [pair for pair in chosen_pairs(comparison) if not math.isnan(pair.difference.mean_interval.low)]
+    pairs = [pair for pair in comparison.pairs if not math.isnan(pair.difference.mean_interval.low)]
     below = 0.9 + 0.28 * max(len(pairs), 1)
     figure = Figure(figsize=(11, 5.0 + below), dpi=130, layout="constrained")
     FigureCanvasAgg(figure)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
 from pathlib import Path
 
 from rich.box import SIMPLE_HEAD
@@ -13,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from hpcrl.evaluate.bootstrap import Interval
-from hpcrl.evaluate.compare import Comparison, Pair, Standing
+from hpcrl.evaluate.compare import Comparison, Standing
 
 COLUMNS = (
     ("return", "total_return", "percent"),
@@ -26,15 +25,6 @@ COLUMNS = (
 DIFFERENCES = "differences, with 95 % intervals of paired blocks of bars"
 SPREAD = ("total_return", "sharpe")
 """Columns that show the lowest and the highest of several seeds."""
-MOST_PAIRS = 15
-"""Beyond it only the pairs with the first given and with buy and hold are shown; the JSON has them all."""
-
-
-def chosen_pairs(comparison: Comparison) -> Sequence[Pair]:
-    if len(comparison.pairs) <= MOST_PAIRS:
-        return comparison.pairs
-    last = len(comparison.standings) - 1
-    return [pair for pair in comparison.pairs if pair.one == 0 or pair.other == last]
 
 
 def labels(comparison: Comparison) -> list[str]:
@@ -104,7 +94,7 @@ def _differences(comparison: Comparison) -> Table:
     table.add_column("Sharpe per bar", justify="right", no_wrap=True)
     table.add_column("shown", justify="right", no_wrap=True)
     names = labels(comparison)
-    for pair in chosen_pairs(comparison):
+    for pair in comparison.pairs:
         found = pair.difference
         table.add_row(
             f"{names[pair.one]} - {names[pair.other]}",
@@ -127,9 +117,9 @@ def closing(comparison: Comparison) -> list[str]:
     """What a reader has to know beside the tables."""
     meta = comparison.meta
     lines = []
-    left = len(comparison.pairs) - len(chosen_pairs(comparison))
-    if left:
-        lines.append(f"{left} more differences are in the JSON.")
+    every = len(comparison.standings) * (len(comparison.standings) - 1) // 2
+    if len(comparison.pairs) < every:
+        lines.append(f"Of {every} differences those with the first policy and with buy and hold were made.")
     if (count := len(comparison.pairs)) > 1:
         lines.append(f"{count} differences: were there none, {count / 20:.1f} would be shown by chance.")
     if any(len(standing.runs) > 1 for standing in comparison.standings):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from rich.console import Console
 from hpcrl.evaluate import compare as room
 from hpcrl.evaluate.compare import HOLD_NAME, compare
 from hpcrl.evaluate.compare_plot import comparison_path, write_comparison_plot
-from hpcrl.evaluate.compare_table import labels, render_comparison
+from hpcrl.evaluate.compare_table import closing, labels, render_comparison
 from hpcrl.evaluate.evaluate import evaluate_run
 from hpcrl.evaluate.evaluation import AGENT, HOLD
 from hpcrl.evaluate.sealed import JOURNAL
@@ -166,12 +167,9 @@ def test_the_picture_writes_over_no_checkpoint(runs, tmp_path):
     assert comparison_path(None, runs, "test") == runs[0].parent / "comparison_test.png"
 
 
-def test_many_standings_are_drawn_and_named_to_the_end(comparison):
-    many = room.Comparison(
-        comparison.standings[:1] * 30 + comparison.standings[2:],
-        comparison.pairs[:1],
-        comparison.ts_T,
-        comparison.session_T,
-        comparison.meta,
-    )
+def test_many_standings_are_named_to_the_end_and_compared_with_the_first_and_with_hold(comparison):
+    assert len(room.chosen_pairs(6)) == 15
+    assert room.chosen_pairs(7) == [(0, b) for b in range(1, 7)] + [(a, 6) for a in range(1, 6)]
+    many = replace(comparison, standings=comparison.standings[:1] * 30 + comparison.standings[2:])
     assert labels(many)[25:28] == ["Z", "A1", "B1"] and labels(many)[-1] == "hold"
+    assert any("Of 465 differences" in line for line in closing(many))

@@ -41,8 +41,11 @@ def column_sharpe(rows: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("shape", [(40, 7), (41, 10), (400, 2)])
 @pytest.mark.parametrize("blocks", [4, 6])
-def test_equals_the_brute_force(shape, blocks):
-    value = np.random.default_rng(shape[0]).normal(1e-5, 1e-3, shape)
+@pytest.mark.parametrize("drift", [0.0, 3e-3])
+def test_equals_the_brute_force(shape, blocks, drift):
+    rng = np.random.default_rng(shape[0])
+    value = rng.normal(1e-5, 1e-3, shape)
+    value += np.outer(np.linspace(-drift, drift, shape[0]), rng.normal(size=shape[1]))
     found = cscv(value, blocks)
     wanted = brute(value, blocks, column_sharpe)
     np.testing.assert_allclose(found.logit_C, wanted, rtol=0, atol=1e-12)
