@@ -6,13 +6,13 @@ the reports. float64 as there; N accounts of A assets. numpy only.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
+from hpcrl.export.bars import is_finite
 from hpcrl.export.rewards import Rewards, StepFacts, lerp
 from hpcrl.types import HpcrlError
 
@@ -75,22 +75,22 @@ class Accounts:
         mine = self._symbols[n]
         which = f"account of {mine[0]}" if len(self._symbols) > 1 else "account"
         for name in ("equity", "cash"):
-            if not math.isfinite(getattr(account, name)):
-                raise HpcrlError(f"{which}: {name} is {getattr(account, name)}; a finite number is needed")
+            if not is_finite(getattr(account, name)):
+                raise HpcrlError(f"{which}: {name} is {getattr(account, name)!r}; a finite number is needed")
         if account.equity <= 0:
             raise HpcrlError(
                 f"{which}: equity is {account.equity:g}; nothing is left to decide about (> 0 is needed)"
             )
-        if account.traded is not None and not 0 <= account.traded < math.inf:
-            raise HpcrlError(f"{which}: traded is {account.traded}; a value not below 0 is needed")
+        if account.traded is not None and not (is_finite(account.traded) and account.traded >= 0):
+            raise HpcrlError(f"{which}: traded is {account.traded!r}; a finite number not below 0 is needed")
         for kind, given in (("positions", account.positions), ("average_prices", account.average_prices)):
             for symbol, value in given.items():
                 if symbol not in mine:
                     raise HpcrlError(
                         f"{which}: {kind} name {symbol!r}, the policy trades {', '.join(mine)} there"
                     )
-                if not math.isfinite(value) or (kind == "average_prices" and value <= 0):
-                    raise HpcrlError(f"{which}: {kind} of {symbol} is {value}; a finite number is needed")
+                if not is_finite(value) or (kind == "average_prices" and value <= 0):
+                    raise HpcrlError(f"{which}: {kind} of {symbol} is {value!r}; a finite number is needed")
 
     def update(self, accounts: Sequence[Account], marks: Marks) -> None:
         """The accounts after a bar's close; ``target`` is what was decided at the bar before."""

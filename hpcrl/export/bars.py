@@ -124,6 +124,10 @@ class Clock:
         )
 
 
+def is_finite(value: object) -> bool:
+    return isinstance(value, (float, int, np.floating, np.integer)) and math.isfinite(value)
+
+
 def own_features(metadata: Metadata) -> tuple[str, ...]:
     """The policy's features that are columns of its data source. HpcrlError: one that this version computes
     otherwise, or not at all."""
@@ -143,15 +147,15 @@ def check_bar(symbol: str, bar: Bar, own: tuple[str, ...]) -> None:
     for name in (*PRICES, "volume", "split"):
         value = getattr(bar, name)
         least = "not below 0" if name == "volume" else "above 0"
-        if not math.isfinite(value) or value < 0 or (value == 0 and name != "volume"):
-            raise HpcrlError(f"{where}: {name} is {value}; a finite number {least} is needed")
+        if not is_finite(value) or value < 0 or (value == 0 and name != "volume"):
+            raise HpcrlError(f"{where}: {name} is {value!r}; a finite number {least} is needed")
     if bar.high < max(bar.open, bar.close, bar.low) or bar.low > min(bar.open, bar.close):
         raise HpcrlError(
             f"{where}: open {bar.open:.12g}, high {bar.high:.12g}, low {bar.low:.12g}, "
             f"close {bar.close:.12g} are no bar; open and close must lie between low and high"
         )
     for name in own:
-        if not math.isfinite(bar.features.get(name, math.nan)):
+        if not is_finite(bar.features.get(name)):
             given = bar.features.get(name, "missing")
             raise HpcrlError(f"{where}: feature {name} is {given}; the policy reads it, a number is needed")
 
@@ -188,6 +192,11 @@ class BarWindow:
         self._columns["session"][self._rows] = session
         self._rows += 1
         self.count += 1
+
+    def drop_last(self) -> None:
+        """Take the last bar back."""
+        self._rows -= 1
+        self.count -= 1
 
     def _make_room(self, keep: int) -> None:
         first = self._first(self._rows - 1, WINDOW + keep)

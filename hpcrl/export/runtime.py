@@ -131,13 +131,13 @@ class PolicySession:
         accounts = self._reports(account)
         if not self._accounts.begun:
             self._check_burn_in(judged)
+        before = self._place, list(self._past)
         self._take(place, judged)
-        if self._accounts.begun:
-            for s, symbol in enumerate(self.symbols):
-                if judged[symbol] is not None:  # else what was last known
-                    self._feature_SF[s] = self._windows[symbol].features()[0]
-        else:
-            self._begin()
+        try:
+            self._look(judged)
+        except HpcrlError:  # a feature that is not finite
+            self._untake(judged, *before)
+            raise
         self._accounts.update(accounts, self._marks(judged))
         entries = self._accounts.entries().astype(np.float32)
         _, session_time = self._clock.session(place)
@@ -150,6 +150,10 @@ class PolicySession:
 
     def _judge(self, bars: Bars | Bar, ts: int | None) -> tuple[int, dict[str, Bar | None]]:
         """The bars' place on the clock, and an entry for every symbol. Changes nothing."""
+        if not isinstance(bars, (Bar, Mapping)):
+            raise HpcrlError(
+                f"bars are {type(bars).__name__}; {{symbol: Bar}} is needed, a symbol's may be None"
+            )
         if isinstance(bars, Bar):
             if len(self.symbols) > 1:
                 raise HpcrlError(f"a bare bar, but symbols {', '.join(self.symbols)}: give {{symbol: Bar}}")
@@ -162,6 +166,8 @@ class PolicySession:
         for symbol in self.symbols:
             if symbol not in bars:
                 raise HpcrlError(f"no bar of {symbol}; give None where it did not trade")
+            if not isinstance(bars[symbol], Bar | None):
+                raise HpcrlError(f"{symbol}: {type(bars[symbol]).__name__} is no Bar; give a Bar, or None")
         stamps = {symbol: bar.ts for symbol, bar in bars.items() if bar is not None}
         if ts is not None:
             stamps["ts"] = ts
@@ -193,6 +199,25 @@ class PolicySession:
             counts = tuple(window.count for window in self._windows.values())
             self._past.append((session_time, counts))
 
+    def _untake(self, bars: Bars, place: int | None, past: list[tuple[float, tuple[int, ...]]]) -> None:
+        for symbol, bar in bars.items():
+            if bar is not None:
+                self._windows[symbol].drop_last()
+        self._place = place
+        self._past.clear()
+        self._past.extend(past)
+
+    def _look(self, bars: Bars) -> None:
+        """The features after these bars; of the first decision the memory, too. HpcrlError: not finite."""
+        if not self._accounts.begun:
+            self._begin()
+            return
+        found_SF = self._feature_SF.copy()
+        for s, symbol in enumerate(self.symbols):
+            if bars[symbol] is not None:  # else what was last known
+                found_SF[s] = self._windows[symbol].features()[0]
+        self._feature_SF = found_SF
+
     def _check_burn_in(self, bars: Bars) -> None:
         for symbol, window in self._windows.items():
             if window.count + (bars[symbol] is not None) <= self.metadata.burn_in:
@@ -223,6 +248,8 @@ class PolicySession:
             reports = [account]
         else:
             wanted = self.symbols if self.metadata.assets == "single" else ()
+            if not isinstance(account, Mapping) or not all(isinstance(a, Account) for a in account.values()):
+                raise HpcrlError("account: an Account is needed, or {symbol: Account} with several accounts")
             if set(account) != set(wanted):
                 raise HpcrlError(
                     f"accounts of {', '.join(account) or 'nobody'}; "
