@@ -25,6 +25,8 @@ from hpcrl.types import HpcrlError, RunFailed
 
 TOLERANCE = 1e-4
 """Greatest difference of any number that the actor gives, and gap of two logits that may change places."""
+LARGE = 10.0
+"""Numbers above it may differ by ``TOLERANCE`` x number / LARGE: sums of hundreds of float32 err with size."""
 BATCHES = (1, 2, 7)
 STEPS_OF_WINDOW = 2.5
 """Steps of a check, in attention windows: the ring is overwritten, and positions beyond it are reached."""
@@ -36,6 +38,8 @@ class Differences:
     """What was seen side by side. A near tie: the two best logits differ by less than ``TOLERANCE``."""
 
     params: float = 0.0
+    excess: float = 0.0
+    """As ``params``, but of numbers above ``LARGE`` in units of number / LARGE."""
     value: float = 0.0
     """Relative where a value is larger than 1."""
     weight: float = 0.0
@@ -53,12 +57,14 @@ class Differences:
     def _add(self, torch_side: Outputs, onnx_side: Outputs, discrete: bool) -> None:
         (params, value, weight), (other, other_value, other_weight) = torch_side, onnx_side
         apart_NA = np.abs(weight - other_weight)
+        scale_NA = np.maximum(np.abs(params).max(-1) / LARGE, 1.0)
         if discrete:
             best = np.sort(params, axis=-1)
-            tie_NA = best[..., -1] - best[..., -2] < TOLERANCE
+            tie_NA = best[..., -1] - best[..., -2] < TOLERANCE * scale_NA
             self.near_ties += int((tie_NA & (apart_NA > 0)).sum())
             apart_NA = np.where(tie_NA, 0.0, apart_NA)
         self.params = _greatest(self.params, params - other)
+        self.excess = _greatest(self.excess, (params - other) / scale_NA[..., None])
         self.value = _greatest(self.value, (value - other_value) / np.maximum(np.abs(value), 1.0))
         self.weight = _greatest(self.weight, apart_NA)
         self.decisions += weight.size
@@ -68,12 +74,14 @@ class Differences:
         """``span``: of the target weights. A grid's weights are equal or they are not."""
         allowed = 0.0 if discrete else TOLERANCE * span
         # Written so that NaN is not within.
-        return self.params <= TOLERANCE and self.value <= TOLERANCE and self.weight <= allowed
+        return self.excess <= TOLERANCE and self.value <= TOLERANCE and self.weight <= allowed
 
 
 def _greatest(so_far: float, difference: np.ndarray) -> float:
-    """NaN stays."""
-    return float(np.fmax(so_far, np.abs(difference).max())) if np.isfinite(difference).all() else float("nan")
+    """NaN stays; infinity becomes it."""
+    return (
+        float(np.maximum(so_far, np.abs(difference).max())) if np.isfinite(difference).all() else float("nan")
+    )
 
 
 class Twins:
