@@ -26,7 +26,7 @@ from hpcrl.types import HpcrlError, RunFailed
 TOLERANCE = 1e-4
 """Greatest difference of any number that the actor gives, and gap of two logits that may change places."""
 LARGE = 10.0
-"""Numbers above it may differ by ``TOLERANCE`` x number / LARGE: sums of hundreds of float32 err with size."""
+"""Numbers above it may differ by ``TOLERANCE`` x number / LARGE: sums of many float32 err with their size."""
 BATCHES = (1, 2, 7)
 STEPS_OF_WINDOW = 2.5
 """Steps of a check, in attention windows: the ring is overwritten, and positions beyond it are reached."""

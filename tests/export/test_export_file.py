@@ -124,9 +124,9 @@ def test_sessions_reach_from_the_data_to_a_year_from_now(case):
 
 
 def test_lunch_breaks_make_two_parts_of_one_session_and_24_7_has_none():
-    first = int(np.datetime64("2024-01-04T01:00").astype("datetime64[s]").astype(int))
+    first = int(np.datetime64("2024-01-11T01:00").astype("datetime64[s]").astype(int))
     parts, days, zone = session_list("XTKS", 300, first)
-    assert zone == "Asia/Tokyo" and days[0] == days[1] == first // DAY
+    assert zone == "Asia/Tokyo" and days[0] == days[1] == first // DAY and len(days) == len(parts)
     assert parts[0] == (first - 3600, first + 5400) and parts[1][0] == first + 9000
     assert session_list("24/7", 300, first) == ((), (), "UTC")
 
