@@ -48,6 +48,8 @@ class Stitched:
     hold_T: np.ndarray
     ts_T: np.ndarray
     """Unix seconds of the bar that each return ends in."""
+    session_T: np.ndarray
+    """Its session, days since 1970-01-01."""
     meta: dict[str, Any]
 
     def to_json(self) -> dict[str, Any]:
@@ -104,13 +106,16 @@ def stitch(parts: Sequence[Part], meta: dict[str, Any], *, draws: int = DRAWS, s
         line if len(folds) == len(parts) else f"fold {', '.join(folds)}: {line}"
         for line, folds in said.items()
     ]
-    ts_T = np.concatenate([part.evaluation.curves.ts_T[1:] for part in parts])
+    ts_T, session_T = (
+        np.concatenate([getattr(part.evaluation.curves, name)[1:] for part in parts])
+        for name in ("ts_T", "session_T")
+    )
     whole = meta | {
         "statistics": statistics,
         "warnings": [*meta.get("warnings", []), *warnings],
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    return Stitched(tuple(parts), agent_T, hold_T, ts_T, whole)
+    return Stitched(tuple(parts), agent_T, hold_T, ts_T, session_T, whole)
 
 
 def render_stitched(found: Stitched) -> Group:
@@ -134,12 +139,19 @@ def render_stitched(found: Stitched) -> Group:
     return Group(*lines)
 
 
+def summary_line(found: Stitched) -> str:
+    own = found.meta["statistics"]
+    return (
+        f"out of sample, all folds: total return {_percent(own['total_return'])} "
+        f"{_edges(own['total_return_interval'], 100)}, Sharpe per bar {_small(own['bar_sharpe'])} "
+        f"{_edges(own['bar_sharpe_interval'], 1, 4)}"
+    )
+
+
 def closing(found: Stitched) -> list[str]:
     own, bars = found.meta["statistics"], found.meta["statistics"]["bars"]
     lines = [
-        f"out of sample, all folds: total return {_percent(own['total_return'])} "
-        f"{_edges(own['total_return_interval'], 100)}, Sharpe per bar {_small(own['bar_sharpe'])} "
-        f"{_edges(own['bar_sharpe_interval'], 1, 4)}, probability that it is above 0: {_small(own['psr'])}",
+        f"{summary_line(found)}, probability that it is above 0: {_small(own['psr'])}",
         f"buy and hold {_percent(own['buy_and_hold_total_return'])}; agent less buy and hold, mean return x "
         f"bars: {_percent(own['mean_difference_to_buy_and_hold'] * bars)} "
         f"{_edges(own['mean_difference_interval'], 100 * bars)}",

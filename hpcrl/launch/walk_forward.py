@@ -2,6 +2,7 @@
 
 RUN/walk_forward_SPLIT_FOLDS/
   folds.json     which rows each fold trains, validates and is tested on: written once
+  result.json    what came of them; result.png
   fold_01/       an ordinary run, as ``hpcrl train`` makes it; jobs/config.yaml is the run's own config with
                  the fold's times (market.train_between and so on)
 
@@ -76,6 +77,7 @@ def walk_forward(run: str | Path, options: WalkForward = WalkForward(), say: Say
     folder of other folds. RunFailed: a training that failed. Stopped: by a signal.
     """
     from hpcrl.evaluate.stitch import Part, stitch
+    from hpcrl.evaluate.stitch_plot import write_stitched_plot
 
     source = RunDir.open(run)
     config, market = _config_and_market(source)
@@ -93,6 +95,7 @@ def walk_forward(run: str | Path, options: WalkForward = WalkForward(), say: Say
             parts.append(Part(number, str(folder), trained, _evaluate(folder)))
         found = stitch(parts, meta)
         write_json(parent / "result.json", found.to_json())
+        write_stitched_plot(found, parent / "result.png")
     return found
 
 
@@ -123,7 +126,7 @@ def show_walk_forward(run: str | Path, options: WalkForward = WalkForward(), as_
     from hpcrl.evaluate.stitch import render_stitched
 
     Console().print(render_stitched(found))
-    print(parent_of(RunDir.open(run).path, options))
+    print(parent_of(RunDir.open(run).path, options) / "result.png")
     return 0
 
 

@@ -88,6 +88,7 @@ def test_folds_are_trained_once_and_stitched(trained):
     assert own["total_return"] == pytest.approx(np.prod(1 + wanted) - 1)
     assert own["total_return_interval"][0] < own["total_return"] < own["total_return_interval"][1]
     assert json.loads((parent / "result.json").read_text()) == found.to_json()
+    assert (parent / "result.png").read_bytes().startswith(b"\x89PNG")
     again = walk_forward(trained, TWO, told.append)
     assert sum("trained in" in line for line in told) == 2 == sum("trained already" in line for line in told)
     np.testing.assert_array_equal(again.agent_T, found.agent_T)
