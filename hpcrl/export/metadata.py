@@ -34,6 +34,8 @@ BATCH = "N"
 NEXT = "next_"
 """Before a memory tensor's name: what it is after the step."""
 DTYPES = {"float32": "tensor(float)", "float64": "tensor(double)", "int64": "tensor(int64)"}
+NOWHERE = "/dev/null/outside"
+"""A folder that cannot exist."""
 LARGEST = 2 << 30
 """Bytes; protobuf reads no more. Guards against reading some other, huge file whole."""
 
@@ -106,7 +108,7 @@ class Metadata:
 def open_policy(path: str | Path, *, threads: int = 1) -> tuple[ort.InferenceSession, Metadata]:
     """The file's session on the CPU, and its metadata. HpcrlError: not there, not an ONNX, of another schema.
 
-    Read from memory, so that an ONNX that points at other files cannot make anybody open them.
+    An ONNX whose weights lie in other files is refused: it opens none.
     """
     path = Path(path)
     if not path.is_file():
@@ -127,6 +129,8 @@ def open_bytes(content: bytes, path: str | Path, *, threads: int = 1) -> ort.Inf
     options = ort.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = threads
     options.log_severity_level = 4  # what goes wrong is raised, and told in one line
+    # Weights in other files would be looked for in the folder that the process stands in.
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", NOWHERE)
     try:
         return ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime has a dozen kinds, with nothing but Exception in common

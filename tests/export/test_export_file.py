@@ -221,6 +221,22 @@ def test_files_that_are_no_exported_policy(case, tmp_path):
         )
 
 
+def test_weights_in_other_files_are_not_looked_for(case, tmp_path, monkeypatch):
+    model = onnx.load(case.path)
+    onnx.save(
+        model,
+        tmp_path / "split.onnx",
+        save_as_external_data=True,
+        location="weights.bin",
+        size_threshold=512,
+    )
+    assert (tmp_path / "weights.bin").stat().st_size > 1000
+    for folder in (tmp_path, tmp_path.parent):
+        monkeypatch.chdir(folder)
+        with pytest.raises(HpcrlError, match=r"split\.onnx: not an ONNX file that onnxruntime .* runs"):
+            open_policy(tmp_path / "split.onnx")
+
+
 @pytest.mark.parametrize(
     ("key", "value"),
     [
