@@ -7,11 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from evaluate_runs import make_config, make_data, make_run
 from made_populations import begin, publish
 
 from hpcrl.evaluate.compare import compare
 from hpcrl.evaluate.compare_table import closing
+from hpcrl.evaluate.contenders import read_contenders
 from hpcrl.evaluate.overfitting import population_overfitting
 from hpcrl.evaluate.trials import count_trials
 from hpcrl.pbt.population import Population
@@ -99,6 +101,16 @@ def test_a_checkpoint_that_is_gone_is_told(population, data, tmp_path):
     (best, _hold) = compare([copy], "validation", draws=50).standings
     (note,) = best.notes
     assert "epoch 10" in note and "epoch 12 is played" in note
+
+
+def test_the_checkpoint_of_the_record_is_played_though_a_newer_one_is_there(population, tmp_path):
+    copy = tmp_path / population.path.name
+    shutil.copytree(population.path, copy)
+    newer = make_run(tmp_path / "newer", population.config, epoch=12, seed=8)
+    for file in newer.glob("checkpoint_*"):
+        shutil.copy(file, copy / "members" / "01")
+    (best,) = read_contenders([copy], members=False, device=torch.device("cpu")).candidates
+    assert best.epoch == best.loaded.epoch == 10 and not best.notes
 
 
 def test_a_population_that_nobody_has_scored_is_refused(data, tmp_path):
