@@ -265,3 +265,13 @@ def test_on_an_accelerator_nothing_is_read_from_python_and_all_is_the_same(monke
 
     monkeypatch.setattr(columns._Block, "__init__", without_looks)
     assert_same(through_columns(market, config, weight, symbol), wanted)
+
+
+def test_a_newer_order_that_waits_is_not_overtaken_by_what_an_older_one_left():
+    market = tiny_market(np.full(30, 100.0), volume_BS=torch.full((30, 1), 6000.0, dtype=torch.float64))
+    weight = np.full((29, 1, 1), np.nan)
+    weight[3], weight[4] = 1.0, 0.0  # of the first 300 of 1,000 shares fill, and go again
+    config = EnvConfig(costs=FREE.model_copy(update={"participation": 0.05}), fill_lag=2)
+    found = through_columns(market, config, weight, np.zeros((1, 1), dtype=np.int64))
+    assert np.flatnonzero(found.trades_TN[:, 0]).tolist() == [4, 5]
+    assert found.gross_TN[-1, 0] == 0
