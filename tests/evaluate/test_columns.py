@@ -267,11 +267,17 @@ def test_on_an_accelerator_nothing_is_read_from_python_and_all_is_the_same(monke
     assert_same(through_columns(market, config, weight, symbol), wanted)
 
 
-def test_a_newer_order_that_waits_is_not_overtaken_by_what_an_older_one_left():
-    market = tiny_market(np.full(30, 100.0), volume_BS=torch.full((30, 1), 6000.0, dtype=torch.float64))
+@pytest.mark.parametrize("sizing", ["decision", "fill"])
+def test_a_newer_order_that_waits_is_not_overtaken_by_what_an_older_one_left(sizing):
+    close = 100 * np.exp(np.random.default_rng(1).normal(0, 0.01, 30).cumsum())
+    market = tiny_market(close, volume_BS=torch.full((30, 1), 6000.0, dtype=torch.float64))
     weight = np.full((29, 1, 1), np.nan)
-    weight[3], weight[4] = 1.0, 0.0  # of the first 300 of 1,000 shares fill, and go again
-    config = EnvConfig(costs=FREE.model_copy(update={"participation": 0.05}), fill_lag=2)
+    weight[3], weight[4] = (
+        1.0,
+        0.2,
+    )  # of the first some 300 of 1,000 shares fill, and a third of them go again
+    costs = FREE.model_copy(update={"participation": 0.05})
+    config = EnvConfig(costs=costs, fill_lag=2, lot=0, sizing=sizing)
     found = through_columns(market, config, weight, np.zeros((1, 1), dtype=np.int64))
     assert np.flatnonzero(found.trades_TN[:, 0]).tolist() == [4, 5]
-    assert found.gross_TN[-1, 0] == 0
+    assert found.gross_TN[5, 0] == pytest.approx(0.2, abs=0.01)
