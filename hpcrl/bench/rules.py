@@ -236,20 +236,26 @@ def render(result: dict[str, Any]) -> Table:
         title=f"rules, million bar-steps per second: {machine['cpu']}, {machine['threads']} of "
         f"{machine['cores']} cores, load {machine['load_1min']}, {result['bars']:,} bars"
     )
-    kinds = ("equity", "every_flow", "default_costs", "every_bar")
-    names = ["columns", *(kind.replace("_", " ") for kind in kinds)]
-    names += ["vectorbt", "with equity", "over it", "over it, with equity"] if peer else []
-    names += ["every bar: over it", "with equity"] if peer else []
-    for name in names:
-        table.add_column(name, justify="right")
-    for index, row in enumerate(result["ours"]):
-        cells = [f"{row['columns']:,}", *(f"{row[kind] / 1e6:.2f}" for kind in kinds)]
-        if peer:
-            their = peer["tables"][index]
-            for suffix in ("", "_equity"):
-                best = max(their[f"from_orders{suffix}"], their[f"from_signals{suffix}"])
-                cells.append(f"{best / 1e6:.2f}")
-            ratios = ("ratio_without_its_equity", "ratio", "ratio_every_bar_without", "ratio_every_bar")
-            cells += [f"{their[name]:.2f} x" for name in ratios]
-        table.add_row(*cells)
+    rows = {
+        "crosses: equity": [row["equity"] for row in result["ours"]],
+        "  every flow recorded": [row["every_flow"] for row in result["ours"]],
+        "  default costs": [row["default_costs"] for row in result["ours"]],
+        "an order in every bar": [row["every_bar"] for row in result["ours"]],
+    }
+    tables = peer["tables"] if peer else []
+    for suffix, said in (("", "vectorbt, crosses"), ("_equity", "  with equity")) if peer else ():
+        rows[said] = [max(each[f"from_orders{suffix}"], each[f"from_signals{suffix}"]) for each in tables]
+    table.add_column("")
+    for row in result["ours"]:
+        table.add_column(f"{row['columns']:,} columns", justify="right")
+    for name, rates in rows.items():
+        table.add_row(name, *(f"{rate / 1e6:.2f}" for rate in rates))
+    ratios = {
+        "ours over it, crosses": "ratio_without_its_equity",
+        "  both with equity, crosses": "ratio",
+        "ours over it, every bar": "ratio_every_bar_without",
+        "  both with equity, every bar": "ratio_every_bar",
+    }
+    for name, key in ratios.items() if peer else ():
+        table.add_row(name, *(f"{each[key]:.2f} x" for each in tables))
     return table
