@@ -192,6 +192,7 @@ def learn(
     config, world, engine, collector = trainer.config, trainer.world, trainer.engine, trainer.collector
     distribution, n_assets = collector.policy.distribution, collector.simulator.n_assets
     alarms = Alarms(n_assets * distribution.collapsed_entropy, n_assets * distribution.greatest_entropy)
+    alarms.remember(log.kept if log is not None else [])
     rolling = RollingClock(config.checkpoint.every_minutes * 60)
     watchdog.beat("save", trainer.epoch)
     save(trainer, manager, False, deadline)

@@ -180,8 +180,8 @@ def _devices(last: dict[str, Any]) -> Text:
     if "gpu/utilisation" not in last:
         return Text(f"no GPU; {host}" if host else "")
     throttled = f", throttled by {', '.join(last['gpu/throttles'])}" if last.get("gpu/throttles") else ""
+    total = f" of {last['gpu/memory_total_gib']:.1f}" if "gpu/memory_total_gib" in last else ""  # older runs
     return Text(
-        f"GPU of rank 0: {last['gpu/utilisation']:.0%} busy, {last['gpu/memory_gib']:.1f} of "
-        f"{last['gpu/memory_total_gib']:.1f} GiB, {last['gpu/temperature_c']:.0f} C, "
-        f"{last['gpu/power_w']:.0f} W{throttled}; {host}"
+        f"GPU of rank 0: {last['gpu/utilisation']:.0%} busy, {last['gpu/memory_gib']:.1f}{total} GiB, "
+        f"{last['gpu/temperature_c']:.0f} C, {last['gpu/power_w']:.0f} W{throttled}; {host}"
     )

@@ -16,6 +16,11 @@ class Alarms:
         self.collapsed_entropy, self.greatest_entropy = collapsed_entropy, greatest_entropy
         self.explained: deque[float] = deque(maxlen=NEGATIVE_FOR)
 
+    def remember(self, lines: list[dict]) -> None:
+        """Epochs of before a resume, so that it rings as an uninterrupted run would."""
+        known = [line.get("explained_variance") for line in lines[-NEGATIVE_FOR:]]
+        self.explained.extend(0.0 if value is None else value for value in known)
+
     def check(self, metrics: dict) -> list[str]:
         """One line per alarm, each with what to try."""
         found = []

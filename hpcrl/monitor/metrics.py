@@ -57,8 +57,9 @@ class MetricsFile:
         check: Callable[[], None] = lambda: None,
     ) -> None:
         self.path, self.check = path, check
-        kept = [line for line in read_metrics(source or path) if line["epoch"] <= after_epoch]
-        write_text(path, "".join(line_of(line) for line in kept))
+        self.kept = [line for line in read_metrics(source or path) if line["epoch"] <= after_epoch]
+        """The lines of before."""
+        write_text(path, "".join(line_of(line) for line in self.kept))
 
     def append(self, metrics: dict) -> None:
         self.check()

@@ -21,6 +21,8 @@ from hpcrl.verify.finding import Doubt, Trouble
 SECONDS = 60.0
 """For all ranks to start, meet and measure."""
 MEGABYTES = 16
+WORK = 100
+"""Products of each rank's own work: some 0.1 to 0.5 s."""
 SLOWER = 1.5
 """A rank whose own work takes so many times the median is told."""
 
@@ -62,22 +64,32 @@ def _measure(count: int, device: str) -> dict[str, Any]:
         )
         for rank in range(count)
     ]
-    until = time.monotonic() + SECONDS
     fix = "check the network interface (GLOO_SOCKET_IFNAME, NCCL_SOCKET_IFNAME) and the GPUs of this node"
     try:
-        told = [rank.communicate(timeout=max(0.1, until - time.monotonic())) for rank in ranks]
-    except subprocess.TimeoutExpired:
-        raise Trouble(f"{count} ranks of this node do not meet within {SECONDS:.0f} s", fix) from None
+        dead = _wait(ranks)
     finally:
         for rank in ranks:
             rank.kill()
-            rank.wait()
-    for number, (rank, (_, error)) in enumerate(zip(ranks, told, strict=True)):
-        if rank.returncode:
-            said = (error.strip().splitlines() or ["no message"])[-1][:200]
-            raise Trouble(f"rank {number} ended with code {rank.returncode}: {said}", fix)
+    told = [rank.communicate() for rank in ranks]
+    if dead is not None:
+        said = (told[dead][1].strip().splitlines() or ["no message"])[-1][:200]
+        raise Trouble(f"rank {dead} ended with code {ranks[dead].returncode}: {said}", fix)
+    if any(rank.returncode for rank in ranks):
+        raise Trouble(f"{count} ranks of this node do not meet within {SECONDS:.0f} s", fix)
     found: dict[str, Any] = json.loads(told[0][0].strip().splitlines()[-1])
     return found
+
+
+def _wait(ranks: list[subprocess.Popen[str]]) -> int | None:
+    """Until all have ended, or time is up; or the first that ended badly: the others would wait for it."""
+    until = time.monotonic() + SECONDS
+    while time.monotonic() < until:
+        codes = [rank.poll() for rank in ranks]
+        bad = next((number for number, code in enumerate(codes) if code), None)
+        if bad is not None or all(code == 0 for code in codes):
+            return bad
+        time.sleep(0.05)
+    return None
 
 
 def _rank(device: str) -> None:
@@ -89,18 +101,24 @@ def _rank(device: str) -> None:
 
     world = start_world(device)
     tensor = torch.ones(MEGABYTES * 250_000, device=world.device)
-    work = torch.randn(256, 256, device=world.device)
+    width = 4096 if world.device.type == "cuda" else 256
+    work = torch.randn(width, width, device=world.device)
 
     def wait() -> None:
         if world.device.type == "cuda":
             torch.cuda.synchronize()
 
-    wait()
-    start = time.perf_counter()
-    for _ in range(20):
-        work = torch.tanh(work @ work)
-    wait()
-    own = time.perf_counter() - start
+    def rounds(count: int) -> float:
+        nonlocal work
+        wait()
+        start = time.perf_counter()
+        for _ in range(count):
+            work = torch.tanh(work @ work)
+        wait()
+        return time.perf_counter() - start
+
+    rounds(5)  # libraries load, clocks rise
+    own = rounds(WORK)
     times = []
     for _ in range(5):
         wait()

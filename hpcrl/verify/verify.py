@@ -110,6 +110,10 @@ def _by_training(request: Request, config: Config, market: Any) -> Iterator[Find
     except Trouble as trouble:
         yield Finding(check="model", status="fail", found=trouble.found, fix=trouble.fix)
         return
+    except HpcrlError as error:  # no device, or not the one that was granted
+        fix = "see the checks of the GPU and of Slurm"
+        yield Finding(check="model", status="fail", found=str(error), fix=fix)
+        return
     members = config.pbt.members if request.population else 1
     size = trial.checkpoint_bytes
     yield examine("room", lambda: places.check_room(config, size, members))

@@ -85,6 +85,11 @@ def test_a_gpu_is_shown_with_its_throttling(run):
     assert "GPU of rank 0: 93% busy, 12.3 of 80.0 GiB, 61 C, 512 W, throttled by power cap; CPU 50%" in page
 
 
+def test_a_run_of_before_the_memory_was_known_whole_is_shown(run):
+    run.trained(0.1, **{key: value for key, value in GPU.items() if key != "gpu/memory_total_gib"})
+    assert "93% busy, 12.3 GiB, 61 C" in " ".join(shown(run_view(run.path, lambda: NOW)).split())
+
+
 def test_alarms_of_the_last_epochs_are_shown(run):
     run.trained(0.1, 0.1, alarms=["entropy collapse: raise learn.entropy_coef"])
     assert "ALARM epoch 2: entropy collapse: raise learn.entropy_coef" in shown(run_view(run.path))

@@ -87,3 +87,14 @@ def test_the_stopwatch_adds_spans_and_starts_anew_after_each_read():
         with watch.span("env"):
             pass
     assert watch.read()["env"] > 0 and watch.read() == {}
+
+
+def test_alarms_ring_after_a_resume_as_without_one():
+    def line(epoch: int) -> dict:
+        return GOOD | {"epoch": epoch, "explained_variance": -0.1}
+
+    whole, resumed = Alarms(0.0, 1.0), Alarms(0.0, 1.0)
+    rung = [whole.check(line(epoch)) for epoch in range(NEGATIVE_FOR + 2)]
+    resumed.remember([line(epoch) for epoch in range(NEGATIVE_FOR - 3)])
+    assert [resumed.check(line(epoch)) for epoch in range(NEGATIVE_FOR - 3, NEGATIVE_FOR + 2)] == rung[-5:]
+    assert any(rung[-1])
