@@ -25,6 +25,8 @@ WINDOW = 2048
 """Present bars behind a feature. EMA78 forgets slowest: what lies before weighs 1e-22 (of 1,024 bars 5e-12,
 which a difference of prices would show), in Wilder's smoothing 1e-66."""
 DAY = 86_400
+LAST_TS = 10**11
+"""Unix seconds of the year 5138: what lies beyond is no stamp in seconds."""
 NAMED = 5
 """Missing stamps that an error names; it counts them all."""
 PRICES = ("open", "high", "low", "close")
@@ -47,7 +49,17 @@ class Bar:
     """Values of the policy's features that are columns of its data source, and not computed."""
 
 
+def check_ts(ts: int) -> None:
+    """HpcrlError: so far away that it cannot be seconds."""
+    if abs(ts) > LAST_TS:
+        raise HpcrlError(
+            f"ts = {ts} lies thousands of years away; stamps are unix seconds UTC, not milliseconds"
+        )
+
+
 def iso(ts: int) -> str:
+    """HpcrlError: as ``check_ts``."""
+    check_ts(ts)
     return datetime.fromtimestamp(int(ts), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
@@ -65,7 +77,8 @@ class Clock:
             self._ts_G = self._grid.ts_G // SECOND_NS
 
     def place(self, ts: int) -> int:
-        """HpcrlError: no bar begins there, or the file knows no sessions of that time."""
+        """HpcrlError: no bar begins there, no session of that time is known, as ``check_ts``."""
+        check_ts(ts)
         if self._grid is None:
             day, second = divmod(ts, DAY)
             if second % self.step:

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from hpcrl.export.accounts import Account, Accounts, Marks
-from hpcrl.export.bars import DAY, WINDOW, Bar, BarWindow, Clock, check_bar, iso, own_features
+from hpcrl.export.bars import DAY, WINDOW, Bar, BarWindow, Clock, check_bar, check_ts, iso, own_features
 from hpcrl.export.metadata import open_policy
 from hpcrl.export.session_file import pack, unpack
 from hpcrl.export.stream import Stream
@@ -96,7 +96,11 @@ class PolicySession:
         return own_features(self.metadata)
 
     def day(self, ts: int) -> str | None:
-        """Date of the session that the bar which starts at ``ts`` is of; None: no bar starts there."""
+        """Date of the session that the bar which starts at ``ts`` is of; None: no bar starts there.
+
+        HpcrlError: milliseconds.
+        """
+        check_ts(ts)
         try:
             day, _ = self._clock.session(self._clock.place(ts))
         except HpcrlError:

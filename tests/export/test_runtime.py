@@ -242,6 +242,7 @@ def test_what_is_refused_changes_nothing(one):
         ({"MSFT": replace(good, ts=good.ts + 7)}, account, "no bar's start"),
         ({"MSFT": replace(good, ts=good.ts + 10**10)}, account, "outside of the sessions"),
         ({"MSFT": replace(good, ts=float(good.ts))}, account, "whole unix seconds"),
+        ({"MSFT": replace(good, ts=good.ts * 1000)}, account, "unix seconds UTC, not milliseconds"),
         ({"MSFT": good, "AAPL": good}, account, "unknown symbol 'AAPL'"),
         (None, account, "bars are NoneType"),
         ({"MSFT": 441.5}, account, "MSFT: float is no Bar"),
@@ -264,6 +265,8 @@ def test_what_is_refused_changes_nothing(one):
         with pytest.raises(HpcrlError, match=said):
             session.step(bars, report)
         assert session.state() == before
+    with pytest.raises(HpcrlError, match="not milliseconds"):
+        session.day(good.ts * 1000)
     with pytest.raises(HpcrlError, match="bars of different stamps"):
         session.step({"MSFT": good}, account, ts=good.ts + 300)
     with pytest.raises(HpcrlError, match="warm_up after the first step"):

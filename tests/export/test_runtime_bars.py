@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from hpcrl.export.bars import WINDOW, Bar, BarWindow, Clock, check_bar
+from hpcrl.export.bars import WINDOW, Bar, BarWindow, Clock, check_bar, iso
 from hpcrl.export.export import session_list
 from hpcrl.market.calendar import session_grid
 from hpcrl.market.features import FEATURES, compute_features, exact_columns
@@ -167,6 +167,14 @@ def test_a_stamp_off_the_grid_is_named_with_its_neighbours():
 def test_a_stamp_beyond_the_known_sessions_asks_for_a_new_export(stamp):
     with pytest.raises(HpcrlError, match=r"outside of the sessions that the ONNX file knows.*export"):
         clock().place(unix(stamp))
+
+
+@pytest.mark.parametrize("ts", [1_700_000_000_000, -1_700_000_000_000, 1_700_000_000_000_000_000])
+@pytest.mark.parametrize("calendar", ["XNYS", "24/7"])
+def test_milliseconds_are_one_error_that_says_seconds(ts, calendar):
+    for place in (clock(calendar).place, iso, lambda ts: check_bar("X", replace(GOOD, ts=ts), ())):
+        with pytest.raises(HpcrlError, match=f"ts = {ts} .*unix seconds UTC, not milliseconds"):
+            place(ts)
 
 
 def test_a_gap_names_the_missing_stamps():
