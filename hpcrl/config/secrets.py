@@ -32,6 +32,13 @@ SUPABASE = (URL, KEY)
 POSTGRES = (DATABASE_URL, PGPASSWORD)
 HIDDEN = "***"
 _WHERE = "Supabase's dashboard, Settings > API"
+_LIKE_A_SECRET = re.compile(
+    # user:password of an address; Path leaves one slash of two
+    r"(?:(?<=://)|(?<=[a-z]:/)(?!/))[^\s:/]*:\S*(?=@)"
+    r"|(?<=password=)[^\s&;]+|(?<=apikey=)[^\s&;]+"
+    r"|eyJ[\w-]+\.[\w-]+\.[\w-]+|sb_secret_\w+",  # keys of Supabase
+    re.IGNORECASE,
+)
 
 
 class Secrets(BaseModel):
@@ -271,3 +278,15 @@ def redact(text: str, secrets: Secrets) -> str:
     for form in sorted(forms - {""}, key=len, reverse=True):
         text = text.replace(form, HIDDEN)
     return text
+
+
+def without_secrets(tree: Any) -> Any:
+    """The tree with stars for what looks like a password or a key in any text of it.
+
+    No key of the config takes a secret; a path or a name may hold what was pasted into the wrong place.
+    """
+    if isinstance(tree, dict):
+        return {_LIKE_A_SECRET.sub(HIDDEN, str(key)): without_secrets(value) for key, value in tree.items()}
+    if isinstance(tree, (list, tuple)):
+        return [without_secrets(value) for value in tree]
+    return _LIKE_A_SECRET.sub(HIDDEN, tree) if isinstance(tree, str) else tree

@@ -6,7 +6,6 @@ the calendar, the features' definitions, and real tokens to compare on.
 
 from __future__ import annotations
 
-import re
 import time
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
@@ -19,6 +18,7 @@ import torch
 import hpcrl
 from hpcrl.checkpoint.load import LoadedRun, load_data, load_run
 from hpcrl.config.policy import PolicyConfig
+from hpcrl.config.secrets import without_secrets
 from hpcrl.env.simulator import Simulator
 from hpcrl.env.token import entry_names
 from hpcrl.export.metadata import LARGEST, FeatureNote, Metadata, open_bytes, read_metadata
@@ -35,13 +35,6 @@ AHEAD_DAYS = (366, 180, 90, 31, 7, 0)
 """How far sessions reach beyond the export: as far as the exchange's calendar is known, at most a year."""
 ROOM = 64 << 20
 """Bytes of a file that are no weights: rotary tables, sessions, nodes (a guess, far too large)."""
-HIDDEN = "***"
-_SECRET = re.compile(
-    r"(?<=://)[^\s:/]*:\S*(?=@)"  # user:password of an address
-    r"|(?<=password=)[^\s&;]+|(?<=apikey=)[^\s&;]+"
-    r"|eyJ[\w-]+\.[\w-]+\.[\w-]+|sb_secret_\w+",  # keys of Supabase
-    re.IGNORECASE,
-)
 
 
 @dataclass(frozen=True)
@@ -215,15 +208,3 @@ def session_list(
     opens, closes = found.start_P[on] // SECOND_NS, found.stop_P[on] // SECOND_NS
     parts = tuple(zip(opens.tolist(), closes.tolist(), strict=True))
     return parts, tuple(found.day_P[on].tolist()), str(xc.get_calendar(calendar).tz)
-
-
-def without_secrets(tree: Any) -> Any:
-    """The tree with stars for what looks like a password or a key in any text of it.
-
-    No key of the config takes a secret; a path or a name may hold what was pasted into the wrong place.
-    """
-    if isinstance(tree, dict):
-        return {_SECRET.sub(HIDDEN, str(key)): without_secrets(value) for key, value in tree.items()}
-    if isinstance(tree, (list, tuple)):
-        return [without_secrets(value) for value in tree]
-    return _SECRET.sub(HIDDEN, tree) if isinstance(tree, str) else tree

@@ -155,6 +155,11 @@ def clock_runs(ts_T: np.ndarray) -> list[list[int]]:
     return runs
 
 
+def names_seconds(runs: list[list[int]]) -> bool:
+    """Whether names of stamps to the minute would fall together, or hide where a bar begins."""
+    return any(first % 60 or (count > 1 and step % 60) for first, step, count in runs)
+
+
 def floats(values: Any) -> np.ndarray:
     """float32, which a chart cannot tell from float64, in half the page."""
     return np.asarray(values, dtype=np.float32)

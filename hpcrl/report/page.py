@@ -14,7 +14,8 @@ from importlib.resources import files
 from typing import Any
 
 import hpcrl
-from hpcrl.report.chart import DARK, Chart, clock_runs
+from hpcrl.config.secrets import without_secrets
+from hpcrl.report.chart import DARK, Chart, clock_runs, names_seconds
 from hpcrl.report.data_charts import missing_chart
 from hpcrl.report.figures import percent, plural, sentence, show
 from hpcrl.report.gather import Gathered
@@ -55,11 +56,11 @@ def build_page(found: Gathered) -> str:
     charts = [chart for value in context.values() for chart in _charts_in(value)]
     environment = Environment(
         loader=PackageLoader("hpcrl.report"), autoescape=True, undefined=StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
+        trim_blocks=True, lstrip_blocks=True, finalize=_shown,
     )  # fmt: skip
     environment.filters["sentence"] = sentence
     clock = clock_runs(found.evaluation.curves.ts_T) if found.evaluation is not None else []
-    specs = {chart.key: chart.figure for chart in charts}
+    specs = without_secrets({chart.key: chart.figure for chart in charts})
     return environment.get_template("report.html").render(
         **context,
         name=found.name,
@@ -73,7 +74,7 @@ def build_page(found: Gathered) -> str:
         seal=seal_words(found),
         attempts=attempts_table(found),
         provenance=provenance(found),
-        config=json.dumps(found.record.get("config", {}), indent=2, sort_keys=True),
+        config=json.dumps(without_secrets(found.record.get("config", {})), indent=2, sort_keys=True),
         made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         version=hpcrl.__version__,
         # These are files of ours, and JSON without any "<".
@@ -81,8 +82,13 @@ def build_page(found: Gathered) -> str:
         script=Markup(_asset("report.js")),
         plotly=Markup(_asset(PLOTLY)),
         charts=Markup(in_script(specs)),
-        shared=Markup(in_script({"dark": DARK, "clock": clock})),
+        shared=Markup(in_script({"dark": DARK, "clock": clock, "seconds": names_seconds(clock)})),
     )
+
+
+def _shown(value: Any) -> Any:
+    """Every text of the page: without what looks like a password or a key, in whatever path or name it is."""
+    return without_secrets(value) if type(value) is str else value
 
 
 def _asset(name: str) -> str:

@@ -12,7 +12,7 @@ import pytest
 from pydantic import SecretStr
 
 from hpcrl.config.dsn import check_dsn
-from hpcrl.config.secrets import POSTGRES, Secrets, check_key, conninfo, read_secrets, redact
+from hpcrl.config.secrets import POSTGRES, Secrets, check_key, conninfo, read_secrets, redact, without_secrets
 from hpcrl.types import HpcrlError
 
 CANARY = "canary-7f3a9c"
@@ -310,3 +310,25 @@ def test_another_file_may_be_named_in_place_of_env(tmp_path, env_file):
     other.unlink()
     with pytest.raises(HpcrlError, match=r"HPCRL_ENV_FILE = .*other: no such file"):
         read_secrets(tmp_path, {"HPCRL_ENV_FILE": str(other)})
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "postgresql://me:hunter2@host/db",
+        "/data/postgresql:/me:hunter2@host/db",  # as Path has it
+        "https://me:hunter2@host",
+        "host=h password=hunter2 user=u",
+        "https://h/rest?apikey=hunter2&x=1",
+        "eyJhbGciOiJIUzI1NiJ9.eyJyb2xlIjoic2VydmljZV9yb2xlIn0.hunter2",
+        "sb_secret_hunter2",
+    ],
+)
+def test_what_looks_like_a_secret_becomes_stars(text):
+    shown = json.dumps(without_secrets({"a": [text], text: {"b": text}}))
+    assert "hunter2" not in shown and "***" in shown
+
+
+def test_ordinary_texts_stay():
+    tree = {"path": "/data/a b/market.h5", "symbols": ["BRK.B", "ETH/BTC", "ES=F"], "n": [1, 2.5, None, True]}
+    assert without_secrets(tree) == tree

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +14,8 @@ from made_populations import make_population
 from report_runs import BOLD, EVIL, gpu_line, played_run, write_metrics, write_record
 
 from hpcrl.pbt.history import best_of, read_past
+from hpcrl.report.chart import names_seconds
+from hpcrl.report.page import in_script
 from hpcrl.report.report import write_report
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -172,6 +176,24 @@ def test_zooming_tells_finer_times_and_the_hand_over_a_line_its_bar(browser, pag
         expect(labels.first).not_to_have_text(before[0])
         after = labels.all_text_contents()
         assert after != before and all(":" in text for text in after)
+
+
+def test_bars_of_seconds_each_have_a_place_of_their_own(browser, page_file, tmp_path):
+    """The page's clock, told in steps of 5 seconds."""
+    html = page_file.read_text()
+    shared = json.loads(re.search(r'<script[^>]* id="shared"[^>]*>(.*?)</script>', html, re.DOTALL)[1])
+    bars = sum(count for _, _, count in shared["clock"])
+    clock = [[1_700_000_000, 5, bars]]
+    told = in_script(shared | {"clock": clock, "seconds": names_seconds(clock)})
+    other = tmp_path / "page.html"
+    other.write_text(html.replace(in_script(shared), told))
+    for file, ends in ((page_file, r"\d \d\d:\d\d"), (other, r"\d \d\d:\d\d:\d[05]")):
+        with Seen(browser, file) as seen:
+            names = seen.page.evaluate(
+                "document.querySelector('[data-chart=equity]').layout.xaxis.categoryarray"
+            )
+            assert len(names) == len(set(names)) == bars
+            assert all(re.fullmatch(rf"\d{{4}}-\d\d-\d{ends}", name) for name in names)
 
 
 def test_no_button_of_a_chart_leads_out_of_the_page(browser, page_file):

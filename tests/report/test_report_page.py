@@ -155,6 +155,21 @@ def test_names_from_files_are_shown_and_never_run(tmp_path):
     assert "<script>window" not in page.html
 
 
+def test_a_password_in_a_path_or_in_the_staging_report_is_not_shown(tmp_path):
+    run = played_run(tmp_path / "postgresql:/me:hunter2@db")
+    report = run.parents[1] / "data.report.json"
+    told = json.loads(report.read_text())
+    where = "https://me:hunter2@h/x.csv line 3"
+    told["dropped"] = {"off_grid": {"count": 1, "rows": [{"where": where, "what": "password=hunter2"}]}}
+    report.write_text(json.dumps(told))
+    page = Page(write_report(run, draws=2).path)
+    assert "hunter2" not in page.html
+    assert f"{tmp_path}/postgresql:/***@db/data.h5" in page.text and "https://***@h/x.csv line 3" in page.text
+    for file in run.glob("checkpoint*"):
+        file.unlink()
+    assert "hunter2" not in Page(write_report(run, draws=2).path).html
+
+
 @pytest.mark.parametrize("kind", ["whole", "member"])
 def test_a_population_shows_its_course_and_its_best_member(population, kind, tmp_path):
     """Members that were never played: the page tells why there is no evaluation."""

@@ -18,7 +18,7 @@ from hpcrl.checkpoint.load import load_data, load_run
 from hpcrl.evaluate.evaluate import evaluate_run
 from hpcrl.evaluate.evaluation import AGENT
 from hpcrl.pbt.history import read_past
-from hpcrl.report.chart import DARK, clock_runs, make, plain, thin
+from hpcrl.report.chart import DARK, clock_runs, make, names_seconds, plain, thin
 from hpcrl.report.data_charts import missing_by_session, missing_chart
 from hpcrl.report.figures import neat, percent, sentence, show
 from hpcrl.report.page import PLOTLY, in_script
@@ -74,6 +74,13 @@ def test_thinning_keeps_both_ends_and_every_extreme():
     assert {0, 777, 40_001, 49_999} <= set(kept.tolist())
     assert thin(np.full(5000, np.nan), most=900)[-1] == 4999
     assert np.array_equal(thin(np.arange(10.0)), np.arange(10))
+
+
+def test_names_of_bars_have_seconds_where_bars_begin_between_minutes():
+    minute, quarter = np.arange(0, 6000, 60), np.arange(0, 6000, 15)
+    assert not names_seconds(clock_runs(minute)) and not names_seconds(clock_runs(minute[:1]))
+    assert names_seconds(clock_runs(quarter)) and names_seconds(clock_runs(minute + 30))
+    assert names_seconds(clock_runs(np.r_[minute, minute[-1] + quarter[1:]])) and not names_seconds([])
 
 
 @pytest.mark.parametrize("seed", range(5))

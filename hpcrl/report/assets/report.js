@@ -11,9 +11,10 @@
   for (const [first, step, count] of shared.clock) for (let k = 0; k < count; k++) stamps.push(first + k * step);
   const two = (n) => String(n).padStart(2, "0");
   const months = "Jan Feb Mar Apr May Jun Jul Aug Sep Oct Nov Dec".split(" ");
+  const hour = (d) => `${two(d.getUTCHours())}:${two(d.getUTCMinutes())}${shared.seconds ? ":" + two(d.getUTCSeconds()) : ""}`;
   const when = (k) => {
     const d = new Date(stamps[k] * 1000);
-    return `${d.getUTCFullYear()}-${two(d.getUTCMonth() + 1)}-${two(d.getUTCDate())} ${two(d.getUTCHours())}:${two(d.getUTCMinutes())}`;
+    return `${d.getUTCFullYear()}-${two(d.getUTCMonth() + 1)}-${two(d.getUTCDate())} ${hour(d)}`;
   };
   const names = stamps.map((_, k) => when(k));
   const dayOf = (k) => Math.floor(stamps[k] / 86400);
@@ -36,7 +37,7 @@
     at = Array.from({ length: count }, (_, k) => Math.round(first + (k * (last - first)) / (count - 1)));
     return { tickvals: at, ticktext: at.map((k) => {
       const d = new Date(stamps[k] * 1000);
-      return `${d.getUTCDate()} ${months[d.getUTCMonth()]} ${two(d.getUTCHours())}:${two(d.getUTCMinutes())}`;
+      return `${d.getUTCDate()} ${months[d.getUTCMonth()]} ${hour(d)}`;
     }) };
   };
   const timed = (key) => key === "equity" || key.startsWith("trades-");
