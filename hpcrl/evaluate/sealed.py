@@ -12,6 +12,32 @@ from pathlib import Path
 JOURNAL = "sealed_test_openings.jsonl"
 
 
+def run_folder(path: str | Path) -> Path | None:
+    """The run folder that a path is or lies in (or in an attempt of it), links followed; None: in no run."""
+    path = Path(path)
+    folders = [path.resolve()] if path.is_dir() else [path.parent.resolve(), path.resolve().parent]
+    for folder in folders:
+        # A checkpoint of a run may be a link to its attempt's.
+        own = [folder, folder.parents[1]] if folder.parent.name == "attempts" else [folder]
+        for each in own:
+            if (each / "config.json").is_file():
+                return each
+    return None
+
+
+def journal_folder(path: str | Path) -> Path:
+    """Where openings for a run folder or a policy's file are logged: beside the run that it is or lies in,
+    however its path is written. For a fold of a walk-forward that is where its run's are; for a file in no
+    run its own folder."""
+    run = run_folder(path)
+    if run is None:
+        path = Path(path).resolve()
+        return path if path.is_dir() else path.parent
+    if (run.parent / "folds.json").is_file():
+        return journal_folder(run.parents[1])
+    return run.parent
+
+
 def open_sealed(folder: Path, data_sha256: str, run: str, epoch: int) -> tuple[int, str]:
     """Log one opening in ``folder``; (openings of this data set so far, this one included; a warning or "").
 

@@ -20,6 +20,7 @@ import numpy as np
 
 from hpcrl.config.root import Config
 from hpcrl.evaluate.bootstrap import bar_sharpe
+from hpcrl.evaluate.sealed import run_folder
 from hpcrl.market.calendar import SECOND_NS, session_grid
 from hpcrl.market.store import read_header
 from hpcrl.pbt.history import read_past
@@ -40,7 +41,7 @@ class Trials:
     source: str
     """Where the number comes from, for the reader."""
     reason: str = ""
-    """Why the variance is not known, though there are several trials; else empty."""
+    """Why the count is not known, or the variance, though there are several trials; else empty."""
 
 
 def count_trials(
@@ -48,16 +49,22 @@ def count_trials(
 ) -> Trials:
     """Of runs, checkpoint files, ONNX files and populations, each population and each run counted once.
 
+    Where one of them does not tell its trials (a file in no run or population, an ONNX file in no
+    population), the number is not known: count 0, with the reason.
     ``bars_per_session``: for populations whose windows are sessions; None: as their market file says.
     HpcrlError: a population that cannot be read.
     """
     given = [paths] if isinstance(paths, str | Path) else list(paths)
     populations: dict[Path, Population] = {}
     alone: set[Path] = set()
+    untold: dict[str, str] = {}
     for each in given:
         path = Path(each).resolve()  # a link, or a/../b, is of the population too
-        population = _population(path)
-        if population is None:
+        run = run_folder(each)
+        population = _population(run or path)
+        if population is None and (why := _untold(path, run)):
+            untold[Path(each).name] = why
+        elif population is None:
             alone.add(path)
         else:
             populations.setdefault(population.path, population)
@@ -72,6 +79,9 @@ def count_trials(
         reasons += [scored.reason] if scored.reason else []
     if alone:
         said.append("one run: no journal" if len(alone) == 1 else f"{len(alone)} runs: no journal")
+    if untold:
+        said.append(f"not known: {', '.join(untold)}")
+        return Trials(0, math.nan, "; ".join(said), next(iter(untold.values())))
     known = [sharpe for sharpe in sharpes if math.isfinite(sharpe)]
     if len(known) >= FEWEST:
         return Trials(count, float(np.var(known, ddof=1)), "; ".join(said))
@@ -82,10 +92,20 @@ def count_trials(
 
 def _population(path: Path) -> Population | None:
     """That the path is, or that it is in; None for a run or a file of its own."""
-    if (path / "population.json").is_file():
-        return Population.open(path)
-    found = population_of(path.parent if path.is_file() else path)
+    folder = path.parent if path.is_file() else path
+    if (folder / "population.json").is_file():
+        return Population.open(folder)
+    found = population_of(folder)
     return found[0] if found is not None else None
+
+
+def _untold(path: Path, run: Path | None) -> str:
+    """Why a policy of no population does not tell its trials; "" where it does."""
+    if path.suffix.lower() == ".onnx":
+        return "an ONNX file does not tell its trials"
+    if run is None and path.is_file():
+        return "a checkpoint file outside its run folder does not tell its trials"
+    return ""
 
 
 @dataclass(frozen=True)

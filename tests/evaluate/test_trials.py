@@ -80,6 +80,39 @@ def test_a_run_of_its_own_is_one_trial(tmp_path):
     assert several.count == 2 and "0 of 2 trials tell" in several.reason
 
 
+def test_a_file_outside_a_run_does_not_tell_its_trials(population, tmp_path):
+    run = make_run(tmp_path / "runs", make_config(make_data(tmp_path / "market.h5")))
+    copied = tmp_path / "best.pt"
+    shutil.copy(run / "checkpoint_epoch_4.pt", copied)
+    exported = tmp_path / "best.onnx"
+    exported.touch()
+    for path, said in (
+        (copied, "outside its run"),
+        (exported, "an ONNX file"),
+        ([population.path, copied], ""),
+    ):
+        found = count_trials(path)
+        assert found.count == 0 and math.isnan(found.variance)
+        assert said in found.reason and "not known: best." in found.source
+    link = tmp_path / "newest.pt"
+    link.symlink_to(run / "checkpoint_epoch_4.pt")
+    assert count_trials(link).count == 1
+
+
+def test_a_members_checkpoint_that_is_a_link_to_its_attempts_counts_the_population(population):
+    member = population.folder(1)
+    (attempt,) = (member / "attempts").iterdir()
+    file, link = attempt / "checkpoint_epoch_7.pt", member / "checkpoint_epoch_7.pt"
+    file.touch()
+    (member / "config.json").touch()
+    link.symlink_to(file)
+    try:
+        assert count_trials(link).count == count_trials(file).count == 12
+    finally:
+        for made in (link, file, member / "config.json"):
+            made.unlink()
+
+
 def test_a_record_that_cannot_be_read_is_told(population, tmp_path):
     copy = tmp_path / population.path.name
     shutil.copytree(population.path, copy)
