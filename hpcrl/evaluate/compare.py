@@ -21,7 +21,6 @@ from typing import Any
 
 import numpy as np
 
-from hpcrl.checkpoint.load import pick_device
 from hpcrl.evaluate.bootstrap import DRAWS, bar_sharpe
 from hpcrl.evaluate.contenders import Candidate, Contenders, read_contenders, same_bars
 from hpcrl.evaluate.difference import Difference, difference
@@ -122,14 +121,16 @@ def compare(
 ) -> Comparison:
     """``paths``: runs, checkpoints, ONNX files, populations (by their best member, or all ``members``).
 
-    HpcrlError, before anything is opened: an unknown split, the same policy twice, other data or other bars.
+    HpcrlError, before anything is opened: an unknown split, the same policy twice, other data or other bars,
+    a policy that cannot be played on them or on the device.
     """
     began = time.monotonic()
     given = [Path(path) for path in paths]
     if split not in SPLITS:
         raise HpcrlError(f"split {split!r} is not known; use one of {', '.join(SPLITS)}")
-    field = read_contenders(given, members=members, device=pick_device(device))
+    field = read_contenders(given, members=members, device=device)
     sha256 = same_bars(field.candidates, split, data)
+    count_trials(given)  # a population that cannot be read is refused before the split is opened
     openings, warnings = _open(field.candidates, sha256) if split == "test" else (0, [])
     results = [_play(each, split, device, data, seed) for each in field.candidates]
     trials = _trials(given, results, data is not None)

@@ -15,8 +15,10 @@ from typing import Any
 
 import torch
 
-from hpcrl.checkpoint.load import LoadedRun, load_data, load_run
+from hpcrl.checkpoint.load import LoadedRun, load_data
 from hpcrl.config.root import flatten
+from hpcrl.evaluate.evaluate import open_policy, prepare
+from hpcrl.evaluate.sealed import journal_folder
 from hpcrl.pbt.history import Past, best_of, read_past
 from hpcrl.pbt.population import Population, population_of
 from hpcrl.pbt.records import Record
@@ -47,7 +49,7 @@ class Candidate:
     @property
     def journal_folder(self) -> Path:
         """Where openings of the test split are logged for it."""
-        return self.loaded.path.parent if self.loaded.record is not None else self.loaded.path
+        return journal_folder(self.loaded.checkpoint)
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,8 +60,8 @@ class Contenders:
     populations: tuple[tuple[Population, tuple[Past, ...]], ...]
 
 
-def read_contenders(paths: Iterable[str | Path], *, members: bool, device: torch.device) -> Contenders:
-    """``members``: of a population all members, not its best alone.
+def read_contenders(paths: Iterable[str | Path], *, members: bool, device: str) -> Contenders:
+    """``members``: of a population all members, not its best alone. ``device``: as ``evaluate_run`` takes it.
 
     HpcrlError: nothing, or the same twice; no run, checkpoint or population there; one without a record.
     """
@@ -77,17 +79,8 @@ def read_contenders(paths: Iterable[str | Path], *, members: bool, device: torch
     return Contenders(tuple(_named(candidates)), tuple(populations))
 
 
-def open_policy(path: Path, epoch: int | None, device: torch.device) -> LoadedRun:
-    """A run folder, a checkpoint, or an exported policy."""
-    if path.suffix == ".onnx":
-        from hpcrl.export.player import load_onnx_run
-
-        return load_onnx_run(path)
-    return load_run(path, epoch=epoch, device=device)
-
-
-def _of_run(path: Path, device: torch.device) -> Candidate:
-    loaded = open_policy(path, None, device)
+def _of_run(path: Path, device: str) -> Candidate:
+    loaded, _ = open_policy(path, None, device)
     found = population_of(loaded.path) if loaded.record is not None else None
     if found is not None:  # its course is its population's, not its seed's alone
         population, number = found
@@ -99,7 +92,7 @@ def _of_run(path: Path, device: torch.device) -> Candidate:
 
 
 def _of_population(
-    population: Population, past: tuple[Past, ...], members: bool, device: torch.device
+    population: Population, past: tuple[Past, ...], members: bool, device: str
 ) -> list[Candidate]:
     best = best_of(past)
     if best is None:
@@ -115,11 +108,11 @@ def _of_population(
     ]
 
 
-def _member(population: Population, record: Record, device: torch.device, name: str) -> Candidate:
+def _member(population: Population, record: Record, device: str, name: str) -> Candidate:
     """At the checkpoint that the record tells of, where it is still there."""
     folder = population.folder(record.member)
     there = record.epoch in RunDir.open(folder).manifest_epochs()
-    loaded = open_policy(folder, record.epoch if there else None, device)
+    loaded, _ = open_policy(folder, record.epoch if there else None, device)
     said = f"its record is of epoch {record.epoch}, whose checkpoint is gone: epoch {loaded.epoch} is played"
     notes = () if there else (said,)
     epoch = record.epoch if there else None
@@ -166,13 +159,15 @@ def _named(candidates: list[Candidate]) -> list[Candidate]:
 
 
 def same_bars(candidates: Sequence[Candidate], split: str, data: str | Path | None) -> str:
-    """The data's sha256. HpcrlError naming the first two that do not play the same bars."""
+    """The data's sha256. HpcrlError naming who cannot play, or the first two with other bars."""
     first: tuple[Candidate, tuple[str, str, str]] | None = None
     for each in candidates:
         market = load_data(each.loaded, data)
-        lo, hi = market.split_range(split, each.loaded.config.env.fill_lag)  # type: ignore[arg-type]
-        if hi - lo < 2:
-            raise HpcrlError(f"{each.name}: its {split} split holds {max(hi - lo, 0)} bars, 2 are the least")
+        try:
+            _, plan = prepare(each.loaded, market, split, torch.device("cpu"))
+        except HpcrlError as error:
+            raise HpcrlError(f"{each.name}: {error}") from None
+        lo, hi = plan.lo, plan.hi
         ends = f"{_iso(market.ts_B[lo])} to {_iso(market.ts_B[hi - 1])} UTC, {hi - lo} bars"
         own = (market.sha256, ", ".join(market.symbols), ends)
         first = first or (each, own)

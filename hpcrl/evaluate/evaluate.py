@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from hpcrl.checkpoint.load import LoadedRun, load_data, load_run, pick_device
 from hpcrl.evaluate.backtest import Plan, PolicyStrategy, make_plan, new_simulator, play_plan
@@ -24,7 +25,7 @@ from hpcrl.evaluate.evaluation import AGENT, CROSS, EQUAL, FLAT, HOLD, RANDOM, C
 from hpcrl.evaluate.lags import play_lags
 from hpcrl.evaluate.metrics import periods_per_year, simple_returns
 from hpcrl.evaluate.rules import MovingAverageCross
-from hpcrl.evaluate.sealed import count_openings, open_sealed
+from hpcrl.evaluate.sealed import count_openings, journal_folder, open_sealed
 from hpcrl.evaluate.significance import Significance, assess, return_intervals
 from hpcrl.evaluate.statistics import by_column
 from hpcrl.evaluate.track import Track, summary, total
@@ -60,18 +61,9 @@ def evaluate_run(
         raise HpcrlError(f"split {split!r} is not known; use one of {', '.join(SPLITS)}")
     if draws < 1:
         raise HpcrlError(f"draws = {draws}: matched random needs at least 1 draw")
-    loaded, chosen = _load(Path(run), checkpoint_epoch, device)
+    loaded, chosen = open_policy(Path(run), checkpoint_epoch, device)
     market = load_data(loaded, data)
-    lo, hi = market.split_range(split, loaded.config.env.fill_lag)  # type: ignore[arg-type]
-    if hi - lo < 2:
-        raise HpcrlError(
-            f"the {split} split holds {max(hi - lo, 0)} bars of {market.n_bars}; an evaluation needs at "
-            f"least 2 (market.train_fraction = {market.train_fraction}, "
-            f"market.validation_fraction = {market.validation_fraction})"
-        )
-    tensors = market.to(chosen, loaded.scaler)
-    plan = make_plan(tensors, loaded.config.env, lo, hi)
-    _check_entries(tensors, loaded, plan)
+    tensors, plan = prepare(loaded, market, split, chosen)
     trials = trials or _trials(loaded, market)
     openings, warning = _open(loaded, market, seal) if split == "test" else (0, "")
     played = _play_all(tensors, loaded, plan, market, draws, seed, trials)
@@ -88,7 +80,25 @@ def evaluate_run(
     return Evaluation(played.rows, played.curves, meta, played.tracks)
 
 
-def _load(run: Path, epoch: int | None, device: str) -> tuple[LoadedRun, Any]:
+def prepare(
+    loaded: LoadedRun, market: Market, split: str, device: torch.device
+) -> tuple[MarketTensors, Plan]:
+    """What the policy is played on. HpcrlError: too few bars, or others than it reads; nothing is opened."""
+    lo, hi = market.split_range(split, loaded.config.env.fill_lag)  # type: ignore[arg-type]
+    if hi - lo < 2:
+        raise HpcrlError(
+            f"the {split} split holds {max(hi - lo, 0)} bars of {market.n_bars}; an evaluation needs at "
+            f"least 2 (market.train_fraction = {market.train_fraction}, "
+            f"market.validation_fraction = {market.validation_fraction})"
+        )
+    tensors = market.to(device, loaded.scaler)
+    plan = make_plan(tensors, loaded.config.env, lo, hi)
+    _check_entries(tensors, loaded, plan)
+    return tensors, plan
+
+
+def open_policy(run: Path, epoch: int | None, device: str) -> tuple[LoadedRun, torch.device]:
+    """A run folder, a checkpoint or an exported policy, and the device that it is played on."""
     if (run / "population.json").is_file():
         raise HpcrlError(
             f"{run}: a population; evaluate one of its members ({run / 'members' / '00'}), or hpcrl compare"
@@ -108,25 +118,21 @@ def _load(run: Path, epoch: int | None, device: str) -> tuple[LoadedRun, Any]:
 
 def _trials(loaded: LoadedRun, market: Market) -> Trials:
     """What the run was chosen from; an unreadable population costs the evaluation its deflation only."""
-    onnx = loaded.checkpoint.suffix.lower() == ONNX
     own = market.sha256 == loaded.data_sha256
     bars_per_session = market.n_bars / len(np.unique(market.session_B)) if own else None
     try:
-        found = count_trials(loaded.checkpoint if onnx else loaded.path, bars_per_session=bars_per_session)
+        alone = loaded.record is None
+        return count_trials(loaded.checkpoint if alone else loaded.path, bars_per_session=bars_per_session)
     except HpcrlError as error:
         return Trials(0, float("nan"), "not known: a population that cannot be read", str(error))
-    if onnx and found.count == 1:
-        return Trials(0, float("nan"), "not known: an ONNX file", "an ONNX file does not tell its trials")
-    return found
 
 
 def _open(loaded: LoadedRun, market: Market, seal: bool) -> tuple[int, str]:
     """(openings of this data set, a warning or ""). Not logged where the caller does."""
-    # The journal lies beside run folders, also for a file that lies in one.
-    in_run = loaded.record is not None or (loaded.path / "config.json").is_file()
-    folder = loaded.path.parent if in_run else loaded.path
+    folder = journal_folder(loaded.checkpoint)
     if seal:
-        return open_sealed(folder, market.sha256, loaded.name, loaded.epoch)
+        name = loaded.path.resolve().name if loaded.record is not None else loaded.name  # "..", or a link
+        return open_sealed(folder, market.sha256, name, loaded.epoch)
     try:
         return count_openings(folder, market.sha256), ""
     except OSError:

@@ -119,12 +119,15 @@ def gather(
         metrics, attempts = read_metrics(target.run / "metrics.jsonl"), read_attempts(target.run)
     past = read_past(target.population) if target.population is not None else ()
     found = Gathered(target, split, record, metrics, attempts, past)
+    chosen, gone = (epoch, "") if epoch is not None else _epoch_of_best(target, past)
     try:
-        found = _played(found, epoch, data, draws)
+        found = _played(found, chosen, data, draws)
     except HpcrlError as error:
         if not metrics or epoch is not None or target.played.is_file():
             raise
         found = replace(found, unplayed=str(error))
+    if gone and found.evaluation is not None:
+        said.append(f"{gone}: epoch {found.evaluation.meta['epoch']} is played")
     file = Path(data) if data is not None else _data_file(found)
     quality, why = _quality(file)
     if why:
@@ -134,9 +137,24 @@ def gather(
     )
 
 
+def _epoch_of_best(target: Target, past: tuple[Past, ...]) -> tuple[int | None, str]:
+    """The epoch of the record that makes a population's member its best, as ``compare`` plays it.
+
+    None: no population was named, or that checkpoint is gone, which the text then says.
+    """
+    best = past[target.member].newest if target.whole and target.member is not None else None
+    if best is None or target.run is None:
+        return None, ""
+    epoch = best.record.epoch
+    if epoch in RunDir.open(target.run).manifest_epochs():
+        return epoch, ""
+    return None, f"the best member's record is of epoch {epoch}, whose checkpoint is gone"
+
+
 def _played(found: Gathered, epoch: int | None, data: str | Path | None, draws: int) -> Gathered:
     from hpcrl.checkpoint.load import load_data, load_run
     from hpcrl.evaluate.evaluate import evaluate_run
+    from hpcrl.evaluate.sealed import journal_folder
 
     played = found.target.played
     evaluation = evaluate_run(played, found.split, checkpoint_epoch=epoch, data=data, draws=draws)
@@ -146,7 +164,7 @@ def _played(found: Gathered, epoch: int | None, data: str | Path | None, draws: 
         loaded = load_onnx_run(played)
     else:
         loaded = load_run(played, epoch=epoch)
-    folder = loaded.path.parent if loaded.record is not None else loaded.path
+    folder = journal_folder(loaded.checkpoint)
     return replace(found, evaluation=evaluation, market=load_data(loaded, data), sealed_in=folder)
 
 

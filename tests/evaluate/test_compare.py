@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import io
 import json
+import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from evaluate_runs import make_config, make_data, make_run
 from rich.console import Console
 
@@ -19,6 +22,8 @@ from hpcrl.evaluate.compare_table import closing, labels, render_comparison
 from hpcrl.evaluate.evaluate import evaluate_run
 from hpcrl.evaluate.evaluation import AGENT, HOLD
 from hpcrl.evaluate.sealed import JOURNAL
+from hpcrl.market.load import load_market
+from hpcrl.market.scaler import fit_scaler
 from hpcrl.types import HpcrlError
 
 EASY = {"costs": {"min_fee": 0.0, "per_share": 0.0, "impact_coef": 0.0, "participation": None}}
@@ -126,6 +131,31 @@ def test_other_bars_are_refused_before_the_split_is_opened(runs, data, tmp_path)
             compare([runs[0], other], "test")
         assert runs[0].name in str(found.value) and "\n" not in str(found.value)
     assert journal(runs[0]) == before and journal(other_data) == []
+
+
+def test_a_policy_that_cannot_be_played_is_refused_before_the_split_is_opened(runs, data, tmp_path):
+    saved = torch.load(runs[0] / "checkpoint_epoch_4.pt", weights_only=True)
+    config = make_config(data)
+    market = load_market(config.market)
+    market = load_market(config.market.model_copy(update={"features": market.feature_names[:2]}))
+    saved["feature_scaler"] = fit_scaler(market, 0, market.n_bars).state()
+    torch.save(saved, tmp_path / "odd.pt")
+    before = journal(runs[0])
+    with pytest.raises(HpcrlError, match=r"odd: odd\.pt reads tokens of"):
+        compare([runs[0], tmp_path / "odd.pt"], "test")
+    with pytest.raises(HpcrlError, match="an ONNX file is played on the CPU"):
+        compare([tmp_path / "policy.onnx", runs[0]], "test", device="cuda")
+    assert journal(runs[0]) == before and not (tmp_path / JOURNAL).exists()
+
+
+def test_a_checkpoint_out_of_its_run_leaves_the_deflated_ratio_out(runs, tmp_path):
+    shutil.copy(runs[0] / "checkpoint_epoch_4.pt", tmp_path / "best.pt")
+    found = compare([tmp_path / "best.pt"], "validation", draws=50)
+    agent, _ = found.standings
+    assert math.isnan(agent.metrics["dsr"]) and not math.isnan(agent.metrics["psr"])
+    assert found.meta["trials"] == 0 and "outside its run" in found.meta["trials_reason"]
+    alone = evaluate_run(tmp_path / "best.pt", "validation", draws=1).meta["statistics"]
+    assert math.isnan(alone["dsr"]) and "outside its run" in alone["reasons"]["dsr"]
 
 
 def test_data_given_makes_bars_common(runs, data, tmp_path):

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from evaluate_runs import make_config, make_data, make_run
 from made_populations import begin, publish
 
@@ -109,7 +108,7 @@ def test_the_checkpoint_of_the_record_is_played_though_a_newer_one_is_there(popu
     newer = make_run(tmp_path / "newer", population.config, epoch=12, seed=8)
     for file in newer.glob("checkpoint_*"):
         shutil.copy(file, copy / "members" / "01")
-    (best,) = read_contenders([copy], members=False, device=torch.device("cpu")).candidates
+    (best,) = read_contenders([copy], members=False, device="cpu").candidates
     assert best.epoch == best.loaded.epoch == 10 and not best.notes
 
 
