@@ -33,6 +33,7 @@ from hpcrl.evaluate.backtest import Plan, Strategy, make_plan, play_plan
 from hpcrl.evaluate.baselines import Order
 from hpcrl.evaluate.columns import Columns, play_columns
 from hpcrl.evaluate.prices import Prices, moving_average, read_prices, unsplit
+from hpcrl.evaluate.sealed import open_sealed
 from hpcrl.evaluate.track import Track, side_by_side, summary
 from hpcrl.market.dataset import Market
 from hpcrl.types import HpcrlError
@@ -40,6 +41,8 @@ from hpcrl.types import HpcrlError
 TIE = 1e-12
 """Averages that differ by a smaller share of the price are equal: float noise makes no cross."""
 SPLITS = ("train", "validation", "test", "all")
+SEALED = ("test", "all")
+"""Of a staged market; its default is train."""
 
 
 @runtime_checkable
@@ -146,6 +149,7 @@ def play_rule(
     or the names of the arrays'. ``trades``: the symbol of each column of a table; needed unless there is one
     symbol, or a column for each. ``env``: costs and account, as in a config's ``env`` section. ``split``:
     train (default of a staged market), validation, test, or all (default, and all there is, of arrays).
+    Of a file's sealed test bars each opening is logged beside it.
     ``flows``: False records equity alone, about twice as fast and in a tenth of the memory.
 
     HpcrlError: bad bars, settings or weights, by name.
@@ -153,7 +157,9 @@ def play_rule(
     settings = _settings(env)
     prices = read_prices(market, symbols=symbols, device=device)
     plan = make_plan(prices.tensors, settings, *_range(prices, split, settings.fill_lag))
+    file = Path(market) if isinstance(market, str | Path) else None
     if isinstance(rule, type) or (callable(rule) and not isinstance(rule, ColumnRule)):
+        _open(file, prices, split, (getattr(rule, "__name__", "rule"),))
         track = play_plan(prices.tensors, settings, plan, lambda group: rule())
         symbol_NA = np.concatenate([group.symbol_nA for group in plan.groups])
         names, flows = (getattr(rule, "__name__", "rule"),) * len(symbol_NA), True
@@ -161,6 +167,7 @@ def play_rule(
         joint = settings.assets == "all"
         table = _as_table(rule, prices, joint, trades)
         names, symbol_NA = table.names, table.symbol_NA
+        _open(file, prices, split, names if isinstance(rule, ColumnRule | Sequence) else ("weights",))
         track = _play_table(table, prices, settings, plan, flows)
     traded = (
         ("all",) * len(symbol_NA)
@@ -191,7 +198,7 @@ def _range(prices: Prices, split: str | None, fill_lag: int) -> tuple[int, int]:
         if split != "all":
             raise HpcrlError(f"split {split!r}: bars given as arrays are not split; cut the arrays")
         return 0, prices.tensors.n_bars
-    if split in ("test", "all"):
+    if split in SEALED:
         said = (
             f"split {split!r} reads the sealed test bars: what is chosen after looking is not tested by them"
         )
@@ -199,6 +206,17 @@ def _range(prices: Prices, split: str | None, fill_lag: int) -> tuple[int, int]:
     if split == "all":
         return 0, prices.tensors.n_bars
     return prices.market.split_range(split, fill_lag)  # type: ignore[arg-type]
+
+
+def _open(file: Path | None, prices: Prices, split: str | None, names: Sequence[str]) -> None:
+    """Log that sealed bars are read, beside their file; a market in memory does not tell where it lies."""
+    if file is None or prices.market is None or split not in SEALED:
+        return
+    rules = list(dict.fromkeys(names))
+    name = f"play_rule: {rules[0]}" + (f" and {len(rules) - 1} more" if len(rules) > 1 else "")
+    _, warning = open_sealed(file.resolve().parent, prices.market.sha256, name, epoch=0)
+    if warning:
+        warnings.warn(warning, stacklevel=3)
 
 
 @dataclass(frozen=True, eq=False)

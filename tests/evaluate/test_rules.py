@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 
 import numpy as np
@@ -16,6 +17,7 @@ from hpcrl.evaluate.backtest import make_plan, play_plan
 from hpcrl.evaluate.baselines import BuyAndHold, EqualWeight, Table, hold_config
 from hpcrl.evaluate.prices import moving_average, unsplit
 from hpcrl.evaluate.rules import MovingAverageCross, play_rule
+from hpcrl.evaluate.sealed import JOURNAL
 from hpcrl.evaluate.track import summary
 from hpcrl.market.load import load_market
 from hpcrl.market.scaler import fit_scaler
@@ -297,3 +299,26 @@ def test_the_sealed_split_is_named_when_it_is_read(tmp_path):
     for split in ("test", "all"):
         with pytest.warns(UserWarning, match="sealed"):
             play_rule(MovingAverageCross(5, 20), path, split=split)
+
+
+@pytest.mark.filterwarnings("ignore:split")
+def test_each_look_at_the_sealed_bars_of_a_file_is_a_line_beside_it(tmp_path):
+    path = make_data(tmp_path / "m.h5", bars=900)
+    crosses = [MovingAverageCross(5, 20), MovingAverageCross(5, 30), MovingAverageCross(5, 40)]
+    for split in (None, "train", "validation"):
+        play_rule(crosses, path, split=split)
+    assert not (tmp_path / JOURNAL).exists()
+    with pytest.raises(HpcrlError, match="row for every bar"):
+        play_rule(np.ones((3, 2)), path, split="test")
+    assert not (tmp_path / JOURNAL).exists()
+    play_rule(crosses, path, split="test")
+    market = load_market(MarketConfig(path=str(path)))
+    play_rule(crosses[0], market, split="test")  # it does not tell where it lies
+    with pytest.warns(UserWarning, match="has been opened 2 times"):
+        play_rule(lambda: MovingAverageCross(5, 20), str(path), split="all")
+    with pytest.warns(UserWarning, match="has been opened 3 times"):
+        play_rule(np.ones((market.n_bars, 2)), path, split="test")
+    lines = [json.loads(line) for line in (tmp_path / JOURNAL).read_text().splitlines()]
+    names = ["play_rule: ma_5_20 and 2 more", "play_rule: <lambda>", "play_rule: weights"]
+    assert [line["run"] for line in lines] == names
+    assert all(line["data_sha256"] == market.sha256 and line["checkpoint_epoch"] == 0 for line in lines)
