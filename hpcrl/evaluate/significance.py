@@ -1,7 +1,8 @@
 """What the agent's result may be worth: intervals, and probabilities against luck, with reasons where none.
 
-Bars of the total account after costs. Intervals are 95 % and of redrawn blocks of bars (``bootstrap``): what
-the same agent might have shown on other bars of the same kind. They know nothing of a regime that the range
+Bars of the total account after costs. Intervals are 95 % and of redrawn blocks of bars (``bootstrap``),
+widened as those of a comparison (``difference``): what the same agent might have shown on other bars of the
+same kind. They know nothing of a regime that the range
 does not hold.
 """
 
@@ -23,6 +24,7 @@ from hpcrl.evaluate.bootstrap import (
     resample,
     total_return,
 )
+from hpcrl.evaluate.difference import return_interval, widened, widened_growth, widened_return, widening
 from hpcrl.evaluate.metrics import simple_returns
 from hpcrl.evaluate.statistics import (
     deflated_sharpe,
@@ -55,7 +57,7 @@ def assess(agent: Track, hold: Track, trials: Trials, *, draws: int = DRAWS, see
     found = moments(agent_T)
     shape = (found.skew, found.kurtosis)
     redrawn, sharpes, band = _redraw(agent_T, draws, seed)
-    difference = paired_interval(agent_T, hold_T, _difference, draws=draws, seed=seed)
+    difference = _paired(agent_T, hold_T, draws, seed)
     intervals = {"total_return": redrawn, "bar_sharpe": sharpes, "difference_to_buy_and_hold": difference}
     record = minimum_track_record(found.sharpe, *shape)
     meta = {
@@ -91,6 +93,14 @@ def _difference(agent_T: np.ndarray, hold_T: np.ndarray) -> float:
     return total_return(agent_T) - total_return(hold_T)
 
 
+def _paired(agent_T: np.ndarray, hold_T: np.ndarray, draws: int, seed: int) -> Interval:
+    """Of the difference of the total returns."""
+    narrow = paired_interval(agent_T, hold_T, _difference, draws=draws, seed=seed)
+    if narrow.reason:
+        return narrow
+    return widened(narrow, _difference(agent_T, hold_T), widening(agent_T - hold_T, narrow.block))
+
+
 def _redraw(
     return_T: np.ndarray, draws: int, seed: int
 ) -> tuple[Interval, Interval, tuple[np.ndarray, np.ndarray] | None]:
@@ -106,10 +116,13 @@ def _redraw(
         return np.append(np.cumprod(1.0 + drawn_T)[at - 1], bar_sharpe(drawn_T))
 
     found_KP = resample((return_T,), path_and_sharpe, block, draws, seed)
-    low, high = np.percentile(found_KP[:, :-1], (2.5, 97.5), axis=0)
+    factor, growth_P = widening(return_T, block), np.cumprod(1.0 + return_T)[at - 1]
+    low, high = widened_growth(np.percentile(found_KP[:, :-1], (2.5, 97.5), axis=0), growth_P, factor)
     every, knots = np.arange(steps + 1), np.concatenate([[0], at])
     band = tuple(np.interp(every, knots, np.concatenate([[1.0], edge])) for edge in (low, high))
-    return percentiles(found_KP[:, -2] - 1.0, block), percentiles(found_KP[:, -1], block), band  # type: ignore[return-value]
+    returns = widened_return(percentiles(found_KP[:, -2] - 1.0, block), return_T, factor)
+    sharpes = widened(percentiles(found_KP[:, -1], block), bar_sharpe(return_T), factor)
+    return returns, sharpes, band  # type: ignore[return-value]
 
 
 def return_intervals(
@@ -121,5 +134,5 @@ def return_intervals(
     found = []
     for account, (first, last) in enumerate(zip(first_N, last_N, strict=True)):
         own = track.take([account], int(first), int(last))
-        found.append(interval(simple_returns(own.equity_TN)[:, 0], total_return, draws=draws, seed=seed))
+        found.append(return_interval(simple_returns(own.equity_TN)[:, 0], draws=draws, seed=seed))
     return found

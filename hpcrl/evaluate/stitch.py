@@ -19,8 +19,8 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from hpcrl.evaluate.bootstrap import DRAWS, bar_sharpe, interval, total_return
-from hpcrl.evaluate.difference import difference
+from hpcrl.evaluate.bootstrap import DRAWS, total_return
+from hpcrl.evaluate.difference import difference, return_interval, sharpe_interval
 from hpcrl.evaluate.evaluation import AGENT, HOLD, Evaluation
 from hpcrl.evaluate.metrics import simple_returns
 from hpcrl.evaluate.statistics import minimum_track_record, moments, probabilistic_sharpe
@@ -82,8 +82,8 @@ def stitch(parts: Sequence[Part], meta: dict[str, Any], *, draws: int = DRAWS, s
     )
     found = moments(agent_T)
     shape = (found.skew, found.kurtosis)
-    returns = interval(agent_T, total_return, draws=draws, seed=seed)
-    sharpes = interval(agent_T, bar_sharpe, draws=draws, seed=seed)
+    returns = return_interval(agent_T, draws=draws, seed=seed)
+    sharpes = sharpe_interval(agent_T, draws=draws, seed=seed)
     against = difference(agent_T, hold_T, draws=draws, seed=seed)
     statistics = {
         "total_return": total_return(agent_T),

@@ -13,19 +13,23 @@ import torch
 from evaluate_runs import make_config, make_data, make_run
 from made_populations import make_population
 from rich.console import Console
+from test_difference import serial
 
 from hpcrl.checkpoint.load import load_data, load_run
 from hpcrl.evaluate import metrics
 from hpcrl.evaluate.backtest import make_plan, play_plan
 from hpcrl.evaluate.baselines import EqualWeight, hold_config
-from hpcrl.evaluate.bootstrap import bar_sharpe, interval, paired_interval, total_return
+from hpcrl.evaluate.bootstrap import Interval, bar_sharpe, interval, paired_interval, total_return
+from hpcrl.evaluate.difference import difference, return_interval, widened_return, widening
 from hpcrl.evaluate.evaluate import evaluate_run
 from hpcrl.evaluate.evaluation import AGENT, CROSS, EQUAL, FLAT, HOLD, RANDOM
 from hpcrl.evaluate.plot import write_plot
 from hpcrl.evaluate.sealed import JOURNAL
+from hpcrl.evaluate.significance import assess
 from hpcrl.evaluate.statistics import deflated_sharpe, moments
+from hpcrl.evaluate.stitch import Part, stitch
 from hpcrl.evaluate.table import render_table
-from hpcrl.evaluate.track import total
+from hpcrl.evaluate.track import Track, total
 from hpcrl.evaluate.trials import Trials, count_trials
 from hpcrl.types import HpcrlError, RunFailed
 
@@ -49,6 +53,17 @@ def bar_returns(evaluation, strategy: str = AGENT) -> np.ndarray:
     return metrics.simple_returns(total(evaluation.tracks[strategy]).equity_TN)[:, 0]
 
 
+def around(estimate: float, narrow: Interval, factor: float) -> list[float]:
+    return [estimate + factor * (edge - estimate) for edge in (narrow.low, narrow.high)]
+
+
+def made_track(return_T: np.ndarray) -> Track:
+    """One account with these returns, and nothing else."""
+    zero_TN = np.zeros((len(return_T), 1))
+    equity_TN = 1e5 * np.cumprod(np.r_[1.0, 1.0 + return_T])[:, None]
+    return Track(equity_TN, *[zero_TN] * 9, bankrupt_N=np.zeros(1, dtype=bool))
+
+
 def text(evaluation, width: int) -> str:
     console = Console(width=width, record=True, file=io.StringIO())
     console.print(render_table(evaluation))
@@ -56,20 +71,56 @@ def text(evaluation, width: int) -> str:
 
 
 def test_intervals_are_those_of_the_total_accounts_bars(evaluation):
+    """Percentiles of the draws, widened around the estimate; the total return by its logarithm."""
     found, agent, hold = evaluation.meta["statistics"], bar_returns(evaluation), bar_returns(evaluation, HOLD)
+    returns, sharpes = interval(agent, total_return), interval(agent, bar_sharpe)
+    apart = paired_interval(agent, hold, lambda a, b: total_return(a) - total_return(b))
+    growth, factor = 1 + total_return(agent), widening(agent, returns.block)
+    assert factor > 1.005
     expected = {
-        "total_return": interval(agent, total_return),
-        "bar_sharpe": interval(agent, bar_sharpe),
-        "difference_to_buy_and_hold": paired_interval(
-            agent, hold, lambda a, b: total_return(a) - total_return(b)
+        "total_return": [
+            growth * ((1 + edge) / growth) ** factor - 1 for edge in (returns.low, returns.high)
+        ],
+        "bar_sharpe": around(bar_sharpe(agent), sharpes, factor),
+        "difference_to_buy_and_hold": around(
+            total_return(agent) - total_return(hold), apart, widening(agent - hold, apart.block)
         ),
     }
-    for name, one in expected.items():
-        assert found["intervals"][name] == pytest.approx([one.low, one.high], rel=1e-9)
+    for name, edges in expected.items():
+        assert found["intervals"][name] == pytest.approx(edges, rel=1e-9)
     assert found["bar_sharpe"] == pytest.approx(evaluation.row(AGENT)["bar_sharpe"], rel=1e-12)
     low, high = found["intervals"]["total_return"]
     assert low < evaluation.row(AGENT)["total_return"] < high
     assert found["psr"] == evaluation.row(AGENT)["psr"] and found["trials"] == 1
+
+
+@pytest.mark.parametrize("seed", [7, 22, 101])
+def test_a_difference_to_buy_and_hold_is_shown_where_a_comparison_shows_it(seed):
+    """Bars that hang together: percentiles alone would see an agent that beats buy and hold."""
+    rng = np.random.default_rng(seed)
+    agent = serial(rng, 400, 1e-3, 0.6)
+    hold = agent + serial(rng, 400, 5e-4, 0.8)
+    plain = paired_interval(agent, hold, lambda a, b: total_return(a) - total_return(b), draws=300)
+    assert plain.low > 0 and not difference(agent, hold, draws=300).shown
+    tracks = made_track(agent), made_track(hold)
+    low, high = assess(*tracks, Trials(1, 0.0, ""), draws=300).meta["intervals"]["difference_to_buy_and_hold"]
+    assert low < 0 < plain.high < high
+
+
+def test_walk_forwards_intervals_are_those_of_an_evaluation(evaluation):
+    """Of one fold."""
+    own = stitch([Part(1, "run", ("", ""), evaluation)], {}).meta["statistics"]
+    for name in ("total_return", "bar_sharpe"):
+        expected = evaluation.meta["statistics"]["intervals"][name]
+        assert own[f"{name}_interval"] == pytest.approx(expected, rel=1e-9)
+
+
+def test_a_widened_return_loses_no_more_than_all():
+    narrow = Interval(-0.9, 3.0, 5.0)
+    wide = widened_return(narrow, np.array([0.1, -0.1]), 3.0)
+    assert -1 < wide.low < -0.99 and wide.high > 3
+    ruin = widened_return(Interval(-1.0, -0.5, 5.0), np.array([0.1, -1.0]), 3.0)
+    assert (ruin.low, ruin.high) == (-1.0, -0.5)
 
 
 def test_the_band_of_equity_ends_at_the_interval_and_starts_at_one(evaluation):
@@ -85,7 +136,9 @@ def test_every_symbol_has_an_interval_probabilities_and_tails(evaluation):
     for account, symbol in enumerate(("AAA", "BBB")):
         row = evaluation.row(AGENT, symbol)
         own = metrics.simple_returns(evaluation.tracks[AGENT].equity_TN[:, [account]])
-        one = interval(own[:, 0], total_return)
+        one = return_interval(own[:, 0])
+        narrow = interval(own[:, 0], total_return)
+        assert one.low < narrow.low < narrow.high < one.high
         assert [row["total_return_low"], row["total_return_high"]] == pytest.approx([one.low, one.high])
         found = moments(own[:, 0])
         assert row["psr"] == pytest.approx(
