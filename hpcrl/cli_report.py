@@ -29,7 +29,12 @@ def report(
         typer.Option("--out", help="HTML file; default: RUN/report_SPLIT[_epoch_N][_DATA].html."),
     ] = None,
     show: Annotated[bool, typer.Option("--open", help="Open the page in the browser.")] = False,
-    epoch: Annotated[int | None, typer.Option(min=0, help="Checkpoint to take; default: the newest.")] = None,
+    epoch: Annotated[
+        int | None,
+        typer.Option(
+            min=0, help="Checkpoint to take; default: the newest, of a population that of its best record."
+        ),
+    ] = None,
     data: Annotated[Path | None, typer.Option(help="HDF5 file to play instead of the run's own.")] = None,
 ) -> None:
     """Write one self-contained HTML page: results, trades, training, population, data, warnings."""
