@@ -1,14 +1,15 @@
 """``hpcrl evaluate RUN --walk-forward``: the run's configuration trained anew for each fold, tested after it.
 
 RUN/walk_forward_SPLIT_FOLDS/
-  folds.json     which rows each fold trains, validates and is tested on: written once
+  folds.json     which rows each fold trains, validates and is tested on: written once; then, where they
+                 reach sealed rows, that these were opened
   result.json    what came of them; result.png
   fold_01/       an ordinary run, as ``hpcrl train`` makes it; jobs/config.yaml is the run's own config with
                  the fold's times (market.train_between and so on)
 
 A fold that has been trained is loaded; one that was stopped goes on from its newest checkpoint. This process
 holds no state: call it again. ``split`` says how far the test blocks reach: ``validation`` leaves the run's
-sealed test split untouched, ``test`` opens it, once for all folds.
+sealed test split untouched, ``test`` opens it, once for all folds, before one is trained or tested on it.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ import yaml
 
 from hpcrl.config.load import validate
 from hpcrl.config.root import Config
-from hpcrl.evaluate.folds import Fold, walk_forward_folds
+from hpcrl.evaluate.folds import Fold, Rows, walk_forward_folds
 from hpcrl.launch.local import catches
 from hpcrl.launch.logs import read_words
 from hpcrl.launch.population import is_finished
@@ -85,9 +86,15 @@ def walk_forward(run: str | Path, options: WalkForward = WalkForward(), say: Say
     parent = parent_of(source.path, options)
     _prepare(parent, source, config, market, folds, options)
     with contextlib.closing(hold(parent / "run.lock", doing="walked forward")):
-        for number in range(1, len(folds) + 1):
+        sealed = market.split_range("test", config.env.fill_lag)
+        for number, fold in enumerate(folds, 1):
+            if any(_share(rows, sealed) for rows in (*fold.train, fold.validation)):
+                _open(parent, source, market, config)
             _train(parent, number, len(folds), options.ranks, say)
-        meta = _open(source, market, config, folds, options)
+        opened = {}
+        if any(_share(fold.test, sealed) for fold in folds):
+            opened = _open(parent, source, market, config)
+        meta = _meta(source, market, config, options, opened)
         parts = []
         for number, fold in enumerate(folds, 1):
             folder = fold_folder(parent, number)
@@ -330,20 +337,37 @@ def _signals_noted() -> Iterator[list[signal.Signals]]:
             signal.signal(number, handler)
 
 
-def _open(
-    source: RunDir, market: Market, config: Config, folds: tuple[Fold, ...], options: WalkForward
-) -> dict[str, Any]:
-    """What the result tells of the run; logs one opening where a block holds rows of its test split."""
-    from hpcrl.evaluate.sealed import open_sealed
+def _share(rows: Rows, others: Rows) -> bool:
+    return max(rows[0], others[0]) < min(rows[1], others[1])
 
-    sealed = market.split_range("test", config.env.fill_lag)
-    reaches = any(fold.test[1] > sealed[0] and fold.test[0] < sealed[1] for fold in folds)
-    openings, warning = 0, ""
-    if reaches:
-        openings, warning = open_sealed(
-            source.path.parent, market.sha256, f"{source.path.name}: walk-forward", config.train.epochs
-        )
-    warnings = [warning] if warning else []
+
+def _open(parent: Path, source: RunDir, market: Market, config: Config) -> dict[str, Any]:
+    """{"openings", "warning"} of the run's test split: logged once, and marked in folds.json.
+
+    Logged before it is marked: what is killed in between is told twice rather than never.
+    """
+    from hpcrl.evaluate.sealed import journal_folder, open_sealed
+
+    file = parent / "folds.json"
+    known = read_json(file)
+    if "opened" in known:
+        return known["opened"]
+    name = f"{source.path.resolve().name}: walk-forward"
+    openings, warning = open_sealed(journal_folder(source.path), market.sha256, name, config.train.epochs)
+    opened = {"openings": openings, "warning": warning}
+    if openings:  # else it could not be logged: the next call tries again
+        try:
+            write_json(file, known | {"opened": opened})
+        except OSError as error:
+            raise write_error(file, error) from None
+    return opened
+
+
+def _meta(
+    source: RunDir, market: Market, config: Config, options: WalkForward, opened: dict[str, Any]
+) -> dict[str, Any]:
+    """What the result tells of the run. ``opened``: as ``_open``, empty where no block is sealed."""
+    warnings = [opened["warning"]] if opened.get("warning") else []
     if population_of(source.path) is not None:
         warnings.append(
             "a member of a population: its folds train with the hyperparameters that it began with"
@@ -357,7 +381,7 @@ def _open(
         "purged": purged_bars(config.env.fill_lag),
         "epochs": config.train.epochs,
         "data": {"sha256": market.sha256, "source": market.source},
-        "test_openings": openings,
+        "test_openings": opened.get("openings", 0),
         "warnings": warnings,
     }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -118,8 +119,36 @@ def test_the_test_split_is_opened_once_for_all_folds_and_a_stop_can_be_gone_on_f
     assert done.returncode == 0, done.stderr
     assert "fold 1 of 2: goes on" in done.stderr or "fold 1 of 2: trained already" in done.stderr
     assert json.loads(done.stdout)["meta"]["test_openings"] == 1
+    again = subprocess.run(command, timeout=300, **options)  # type: ignore[call-overload]
+    assert json.loads(again.stdout)["meta"]["test_openings"] == 1
     (line,) = (trained.parent / JOURNAL).read_text().splitlines()
     assert "walk-forward" in line
+    assert evaluate_run(begun.parent, "test", draws=1).meta["test_openings"] == 2
+    assert [path.parent for path in trained.parent.rglob(JOURNAL)] == [trained.parent]
+
+
+@pytest.mark.slow
+def test_sealed_rows_are_opened_before_a_fold_is_trained_on_them_and_once(trained, tmp_path):
+    run = tmp_path / "checkpoints" / trained.name
+    shutil.copytree(trained, run, ignore=shutil.ignore_patterns("walk_forward_*"), symlinks=True)
+    journal = run.parent / JOURNAL
+
+    def fail_in_fold_1(options: WalkForward) -> None:
+        jobs = room.fold_folder(room.parent_of(run, options), 1) / "jobs"
+        jobs.mkdir(parents=True, exist_ok=True)
+        (jobs / "config.yaml").write_text("market: {path: nowhere.h5}\n")
+        with pytest.raises(RunFailed, match="fold 1 of"):
+            walk_forward(run, options)
+
+    before, within = (WalkForward(folds=n, split="test", first=share) for n, share in ((2, 0.8), (1, 0.9)))
+    sealed = plan_of(run, before)[1].split_range("test")[0]
+    assert plan_of(run, before)[2][0].validation[1] <= sealed < plan_of(run, within)[2][0].validation[1]
+    fail_in_fold_1(before)
+    assert not journal.exists()
+    for _ in range(2):
+        fail_in_fold_1(within)
+        (line,) = journal.read_text().splitlines()
+        assert json.loads(line)["run"] == f"{run.name}: walk-forward"
 
 
 @pytest.mark.slow
