@@ -126,11 +126,14 @@ def closing(comparison: Comparison) -> list[str]:
         lines.append(
             "Seeds: means, below them the lowest to the highest; the intervals speak of the bars alone."
         )
-    reason = f"; {meta['trials_reason']}" if meta["trials_reason"] else ""
-    lines.append(
-        "deflated: the probability that a Sharpe ratio is above what the luckiest of "
-        f"{meta['trials']:,} trials without skill would show ({meta['trials_source']}{reason})."
-    )
+    if meta["trials"]:
+        reason = f"; {meta['trials_reason']}" if meta["trials_reason"] else ""
+        lines.append(
+            "deflated: the probability that a Sharpe ratio is above what the luckiest of "
+            f"{meta['trials']:,} trials without skill would show ({meta['trials_source']}{reason})."
+        )
+    else:
+        lines.append(f"deflated: not known ({meta['trials_source']}; {meta['trials_reason']}).")
     lines += [overfitting_line(each) for each in meta["overfitting"]]
     if meta["split"] == "test":
         opening = (

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from runs import environment, furnish, hpcrl, only_run
 
+from hpcrl.cli_evaluate import evaluate
 from hpcrl.config.root import changed_keys
 from hpcrl.evaluate.evaluate import evaluate_run
 from hpcrl.evaluate.evaluation import AGENT
@@ -181,3 +182,8 @@ def test_bad_input_is_one_clear_line_before_any_work(trained, tmp_path):
     with pytest.raises(HpcrlError, match="no such run folder"):
         walk_forward(tmp_path / "nothing", TWO)
     assert sorted(path.name for path in trained.iterdir()) == before
+
+
+def test_folds_are_of_the_runs_own_data():
+    with pytest.raises(HpcrlError, match="--data and --walk-forward exclude each other"):
+        evaluate(Path("run"), data=Path("other.h5"), walk_forward=True)
