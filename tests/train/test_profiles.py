@@ -47,7 +47,7 @@ def test_costs_of_an_unknown_symbol_are_refused_by_name(place):
     assert "no symbol 'MSTF'; did you mean 'MSFT'?" in done.stderr
 
 
-@pytest.mark.parametrize("lag", [0, 2])
+@pytest.mark.parametrize("lag", [0, pytest.param(2, marks=pytest.mark.soak)])
 def test_other_fill_lags_train_and_say_what_they_are(place, lag):
     sets = ("--set", f"env.fill_lag={lag}", "--set", "train.epochs=1")
     done = hpcrl("train", "--config", "tiny.yaml", *sets, cwd=place)

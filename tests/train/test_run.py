@@ -42,7 +42,7 @@ def test_the_ratio_is_one_on_the_first_minibatch_of_every_epoch(reference):
     assert [line["first_log_ratio"] for line in comparable_metrics(reference)] == [0.0] * 6
 
 
-@pytest.mark.parametrize("stage", [1, 2, 3])
+@pytest.mark.parametrize("stage", [1, pytest.param(2, marks=pytest.mark.soak), 3])
 def test_two_ranks_in_bf16_see_other_markets_and_end_with_equal_weights(place, stage):
     sets = [
         "--set",
