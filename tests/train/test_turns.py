@@ -39,7 +39,7 @@ def loop(monkeypatch):
     monkeypatch.setattr(train, "summarise", lambda *a: {})
     monkeypatch.setattr(train, "timing", lambda *a: {})
     monkeypatch.setattr(train, "weight_divergence", lambda *a: 0.0)
-    monkeypatch.setattr(train, "Alarms", lambda *a: SimpleNamespace(check=lambda metrics: []))
+    monkeypatch.setattr(train.Alarms, "check", lambda self, metrics: [])
     monkeypatch.setattr(train, "save", lambda trainer, *a: trainer.saved.append(trainer.epoch))
 
     def run(turns: Turns, stop_in: int | None = None, start: int = 0) -> tuple[int, list[int]]:
