@@ -99,7 +99,8 @@ def read_jobs(ids: Sequence[str]) -> Books:
     starts = _ask(notes, lambda: _read_accounting(wanted))
     jobs: dict[str, JobState] = dict(queue or {})
     for job, found in (starts or {}).items():
-        jobs[job] = _join(jobs.get(job), found)
+        if queue is None or "[" not in job:  # tasks that wait together; the queue tells each
+            jobs[job] = _join(jobs.get(job), found)
     return Books(jobs, tuple(notes), reachable=queue is not None or starts is not None)
 
 
@@ -122,7 +123,8 @@ def _read_queue(ids: list[str]) -> dict[str, JobState]:
     fields = ",".join(f"{name}:{_MARK}" for name in _QUEUE)
     try:
         text = run_slurm(
-            ["squeue", "--noheader", "--states=all", f"--jobs={','.join(ids)}", "-O", fields], _ANSWER_SECONDS
+            ["squeue", "--noheader", "--array", "--states=all", f"--jobs={','.join(ids)}", "-O", fields],
+            _ANSWER_SECONDS,
         )
     except SlurmRefused as error:
         if "invalid job id" in str(error).lower():  # of a single job that it has forgotten

@@ -28,6 +28,7 @@ _ERRORS = (
         re.I,
     ),
     re.compile(r"^error: (?!.*lost another rank)(?P<say>.*)"),
+    re.compile(r"^fail (?P<say>\w+: .*)"),  # of hpcrl verify, which a job runs first
     re.compile(r"^(?P<say>Fatal Python error: .*)"),
     re.compile(r"^(?P<say>[A-Za-z_][\w.]*(?:Error|Exception)(?:: .*)?)$"),
 )

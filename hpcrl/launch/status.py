@@ -17,7 +17,7 @@ from hpcrl.launch.accounting import Books, JobState, read_jobs
 from hpcrl.launch.logs import named_log, usual_log
 from hpcrl.launch.status_cause import removed_run, unstarted
 from hpcrl.launch.status_read import RunFiles, jobs_of, moment, read_run
-from hpcrl.launch.status_waits import advice_waiting, waits_for
+from hpcrl.launch.status_waits import advice_waiting, release, waits_for
 from hpcrl.launch.status_why import Verdict, attempt_cause, judge
 from hpcrl.storage.attempts import AttemptRecord
 from hpcrl.types import HpcrlError
@@ -131,9 +131,9 @@ def is_job(target: str) -> bool:
 
 
 def runs_of_job(parent: Path, job: str) -> list[Path]:
-    """Runs in ``parent`` that the job, or a task of the array ``job``, was submitted for or has trained."""
+    """Runs and members in ``parent`` that the job, or a task of the array ``job``, is for or has trained."""
     found = []
-    for path in sorted(parent.glob("dist_run_*"), reverse=True):
+    for path in (*sorted(parent.glob("dist_run_*"), reverse=True), *sorted(parent.glob("pbt_*/members/*"))):
         try:
             jobs = jobs_of(read_run(path))
         except HpcrlError:
@@ -158,28 +158,34 @@ class JobReport:
         return shown | _job_json(self.job) | {"notes": list(self.notes)}
 
 
-def report_job(job_id: str) -> JobReport:
-    """HpcrlError where neither a run nor Slurm knows the job."""
+def report_job(job_id: str) -> list[JobReport]:
+    """One; of an array, one for each task. HpcrlError where neither a run nor Slurm knows the job."""
     books = read_jobs([job_id])
-    job = books.jobs.get(job_id)
-    if job is None:
+    tasks = [job for id, job in books.jobs.items() if id == job_id or id.startswith(f"{job_id}_")]
+    if not tasks:
         why = "Slurm does not know it (any more)" if books.reachable else "; ".join(books.notes)
         raise HpcrlError(
             f"job {job_id}: no run under ./checkpoints names it, and {why}; name the run's folder"
         )
+    tasks.sort(key=lambda job: [int(part) for part in re.findall(r"\d+", job.id)])
+    return [_report_job(job, books.notes) for job in tasks]
+
+
+def _report_job(job: JobState, notes: tuple[str, ...]) -> JobReport:
     why = advice = ""
     if job.state == "PENDING":
-        why, advice = waits_for(job.reason), advice_waiting(job)
+        why = waits_for(job)
+        advice = "; ".join(part for part in (advice_waiting(job), release(job)) if part)
         if (run := removed_run(job)) is not None:
-            why, advice = f"its run folder {run} was removed", f"scancel {job_id}, then submit again"
+            why, advice = f"its run folder {run} was removed", f"scancel {job.id}, then submit again"
     elif job.over and job.state != "COMPLETED":
-        log = named_log(job.output, job_id, job.name) or usual_log(job_id, Path.cwd())
+        log = named_log(job.output, job.id, job.name) or usual_log(job.id, Path.cwd())
         cause, advice = unstarted(job, log)
         why = cause.text
         if cause.kind not in ("cancelled", "dependency", "never_started"):
             where = f" (log: {log})" if log else ""
             advice = f"{advice or 'look into its log'}{where}, then submit it again"
-    return JobReport(job_id, job, why, advice, books.notes)
+    return JobReport(job.id, job, why, advice, notes)
 
 
 def show(target: str | None, parent: Path, as_json: bool) -> None:
@@ -197,7 +203,10 @@ def show(target: str | None, parent: Path, as_json: bool) -> None:
         paths = runs_of_job(parent, target)
         if not paths:
             alone = report_job(target)
-            status_show.emit(alone.to_json(), lambda: status_show.job_page(alone), as_json)
+            said = [each.to_json() for each in alone]
+            status_show.emit(
+                said[0] if len(said) == 1 else said, lambda: status_show.jobs_page(alone), as_json
+            )
             return
     reports = [report(path) for path in paths]
     if len(reports) == 1:

@@ -51,6 +51,7 @@ _TEXTS = {
     "node_failure": "its node failed",
     "out_of_memory": "it ran out of memory",
 }
+_KILLED = "SIGKILL: by hand, or by the system where memory ran out"
 _MEMORY = re.compile(
     r"out of memory|outofmemory|oom[-_ ]kill|memory limit|can't allocate memory|MemoryError", re.I
 )
@@ -139,10 +140,11 @@ def _by(who: str | None) -> str:
 
 def _crash(code: int | None, words: LogWords) -> str:
     if words.crash:
-        return words.crash
+        return words.crash.replace("Killed", _KILLED)
     if code and code > 128:
         try:
-            return f"a rank was ended by {signal.Signals(code - 128).name}"
+            name = signal.Signals(code - 128).name
+            return f"a rank was ended by {_KILLED if name == 'SIGKILL' else name}"
         except ValueError:
             pass
     return f"a rank ended with exit code {code}"
@@ -184,6 +186,9 @@ def removed_run(job: JobState) -> Path | None:
 
 
 def advice_for(cause: Cause) -> str:
+    """What to do before it goes on, "" where nothing is to be done."""
+    if _KILLED in cause.text:
+        return "see whether memory ran out (sacct -j JOB -o JobID,MaxRSS,ReqMem); then --mem, or less to hold"
     return {
         "out_of_memory": "give it more memory (--mem), or less to hold: env.envs_per_gpu, learn.batch_size, "
         "policy.model_type: lightweight",

@@ -67,6 +67,12 @@ class RunFiles:
     """Where that was typed."""
     notes: tuple[str, ...] = ()
 
+    @property
+    def name(self) -> str:
+        """Of a member of a population, with the population's."""
+        parts = self.path.parts
+        return "/".join(parts[-3:] if parts[-2:-1] == ("members",) else parts[-1:])
+
     def log_of(self, job: str, output: str = "") -> Path | None:
         """A job's log; ``output``: its path by Slurm, where that knows it."""
         return log_of(self.path, self.jobs, job, output)

@@ -64,7 +64,7 @@ def page(report: Report) -> Page:
     if (last := _last(report)) is not None:
         facts.add_row("last epoch", last)
     facts.add_row("folder", str(run.path))
-    head = Text.assemble((verdict.state, f"bold {_COLOURS[verdict.state]}"), f"  {run.path.name}")
+    head = Text.assemble((verdict.state, f"bold {_COLOURS[verdict.state]}"), f"  {run.name}")
     parts: Page = [head, facts]
     if run.attempts:
         parts.append(_attempts(report))
@@ -76,7 +76,20 @@ def page(report: Report) -> Page:
     return parts + _to_do(verdict.advice, verdict.command, _intention(verdict.state))
 
 
-def job_page(report: JobReport) -> Page:
+def jobs_page(reports: list[JobReport]) -> Page:
+    """One job, or a line for each task of an array and below it why it is as it is."""
+    if len(reports) == 1:
+        return _job_page(reports[0])
+    width = max(len(report.id) for report in reports)
+    parts: Page = []
+    for report in reports:
+        parts.append(Text(f"{report.id.ljust(width)}  {_state(report.job)}" if report.job else report.id))
+        if report.why:
+            parts.append(Padding(Text(report.why, style="dim"), (0, 0, 0, 2)))
+    return parts + [Text(f"note: {note}", style="yellow") for note in reports[0].notes]
+
+
+def _job_page(report: JobReport) -> Page:
     job = report.job
     assert job is not None
     facts = _facts()
@@ -95,7 +108,7 @@ def job_page(report: JobReport) -> Page:
 def table(reports: list[Report]) -> Page:
     """A line per run, and below it why it is as it is."""
     rows = [
-        (each.run.path.name, each.verdict.state, _epochs(each), _short(each.run.progress.reward))
+        (each.run.name, each.verdict.state, _epochs(each), _short(each.run.progress.reward))
         for each in reports
     ]
     titles = ("run", "state", "epochs", "reward")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 
 from hpcrl.launch.accounting import JobState
 
@@ -17,9 +18,24 @@ _REASONS = tuple(
         (r"Resources$", "for free nodes or GPUs", ""),
         (r"Priority$", "for jobs of higher priority", ""),
         (r"JobArrayTaskLimit$", "for its turn, as many tasks of its array run as may at a time", ""),
-        (r"BeginTime$", "it was requeued, Slurm holds it back for a moment", ""),
         (r"JobHeldUser$", "it is held", ""),
-        (r"JobHeldAdmin$", "an administrator holds it", ""),
+        (r"JobHeldAdmin$", "an administrator holds it", "ask the site: only an administrator can release it"),
+        (
+            r"launch.failed.requeued.held",
+            "it is held, for Slurm could not start it: its node or the site's prolog failed",
+            "tell the site which node it was (sacct -D -j {id} -o Start,NodeList), then let it run",
+        ),
+        (
+            r"JobHoldMaxRequeue",
+            "it is held, it was requeued as often as the site allows",
+            "look into its log for why it never gets on",
+        ),
+        (
+            r"DependencyNeverSatisfied",
+            "in vain, the job that it waits for has failed",
+            "scancel {id}, mend that, then submit it again",
+        ),
+        (r"Licenses", "for licences that other jobs hold", ""),
         (
             r"PartitionTimeLimit",
             "in vain, its time limit is longer than its partition allows",
@@ -70,11 +86,21 @@ _REASONS = tuple(
 )
 
 
-def waits_for(reason: str) -> str:
-    """Slurm's reason in words, with the reason itself."""
+def waits_for(job: JobState, kinds: Mapping[str, str] | None = None) -> str:
+    """Slurm's reason in words, with the reason itself; ``kinds``: of the jobs that it may wait for."""
+    reason = job.reason
     if not reason:
         return "Slurm has not said for what yet"
+    if reason == "Dependency":
+        before = re.findall(r"\d+(?:_\d+)?", job.dependency)
+        names = [f"{(kinds or {}).get(other, 'job')} {other}" for other in before]
+        return f"for {', '.join(names) or 'another job'} to end"
     words = next((words for pattern, words, _ in _REASONS if pattern.match(reason)), "")
+    if reason == "BeginTime":
+        requeued = "it was requeued, Slurm holds it back for a moment"
+        words = requeued if job.restarts else "for the time at which it is to begin"
+    if reason == "DependencyNeverSatisfied" and job.dependency:
+        reason = f"{reason}: {job.dependency}"
     return f"{words} ({reason})" if words else reason
 
 
@@ -82,3 +108,9 @@ def advice_waiting(job: JobState) -> str:
     """What to do about a job that waits, "" where it only has to."""
     advice = next((advice for pattern, _, advice in _REASONS if pattern.match(job.reason)), "")
     return advice.replace("{id}", job.id)
+
+
+def release(job: JobState) -> str:
+    """What lets a job run that its user, or Slurm itself, holds; "" for others."""
+    held = "held" in job.reason.lower() or "Hold" in job.reason
+    return f"scontrol release {job.id}" if held and "Admin" not in job.reason else ""

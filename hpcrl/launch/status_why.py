@@ -7,9 +7,8 @@ heartbeat tell whether it lives. Knows no torch.
 
 from __future__ import annotations
 
-import re
 import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 from hpcrl.launch.accounting import Books, JobState, Start
@@ -18,7 +17,7 @@ from hpcrl.launch.logs import LogWords, read_words
 from hpcrl.launch.status_alive import FRESH_SECONDS, current_job, heartbeat_age, lives
 from hpcrl.launch.status_cause import Cause, advice_for, unstarted, why_ended
 from hpcrl.launch.status_read import RunFiles, moment, spell
-from hpcrl.launch.status_waits import advice_waiting, waits_for
+from hpcrl.launch.status_waits import advice_waiting, release, waits_for
 from hpcrl.storage.attempts import AttemptRecord
 
 
@@ -80,23 +79,13 @@ def _of_start(attempt: AttemptRecord, job_id: str | None, job: JobState | None) 
 def _pending(run: RunFiles, books: Books, job: JobState) -> Verdict:
     if job.reason.startswith("DependencyNeverSatisfied"):
         return _dependency(run, books, job, f"scancel {job.id}; ")
-    text = f"job {job.id} waits: {_waits_for(run, job, books)}"
+    kinds = {known["id"]: known["kind"] for known in run.jobs}
+    text = f"job {job.id} waits: {waits_for(job, kinds)}"
     if job.start is not None:
         text += f"; expected start {job.start:%Y-%m-%d %H:%M}"
     if run.newest is not None:
         text += f". Attempt {run.newest.number}: {attempt_cause(run, run.newest, books).text}"
-    held = "Held" in job.reason or "held" in job.reason
-    command = f"scontrol release {job.id}" if held else ""
-    return Verdict("pending", "waiting", text, command, advice_waiting(job), job.id)
-
-
-def _waits_for(run: RunFiles, job: JobState, books: Books) -> str:
-    if job.reason == "Dependency":
-        before = re.findall(r"\d+(?:_\d+)?", job.dependency)
-        kinds = {known["id"]: known["kind"] for known in run.jobs}
-        words = [f"{kinds.get(other, 'job')} {other}" for other in before]
-        return f"for {', '.join(words)} to end" if words else "for another job to end"
-    return waits_for(job.reason)
+    return Verdict("pending", "waiting", text, release(job), advice_waiting(job), job.id)
 
 
 def _running(run: RunFiles, job: JobState, own: AttemptRecord | None, now: datetime) -> Verdict:
@@ -149,6 +138,9 @@ def _before_training(run: RunFiles, books: Books, job: JobState) -> Verdict:
     if job.reason.startswith("Dependency") or _failed_before(run, books, job.id):
         return _dependency(run, books, job, "")
     cause, advice = unstarted(job, run.log_of(job.id, job.output))
+    if cause.kind == "cancelled" and run.newest is not None:
+        by = f" by {job.cancelled_by}" if job.cancelled_by else ""
+        cause = replace(cause, text=f"job {job.id} was cancelled{by} before it trained again")
     return Verdict("dead", cause.kind, cause.text, command, advice, job.id)
 
 

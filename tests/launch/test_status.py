@@ -191,27 +191,74 @@ def test_a_copy_without_attempts_is_told_by_its_epochs(world, status):
 
 
 @pytest.mark.parametrize(
-    ("reason", "words"),
+    ("reason", "restarts", "words"),
     [
-        ("Resources", "free nodes or GPUs"),
-        ("Priority", "higher priority"),
-        ("BeginTime", "requeued"),
-        ("QOSMaxJobsPerUserLimit", "QOSMaxJobsPerUserLimit"),
-        ("None", "not said"),
+        ("Resources", 0, "free nodes or GPUs"),
+        ("Priority", 0, "higher priority"),
+        ("BeginTime", 1, "requeued"),
+        ("BeginTime", 0, "the time at which it is to begin"),
+        ("QOSMaxJobsPerUserLimit", 0, "QOSMaxJobsPerUserLimit"),
+        ("Licenses", 0, "licences that other jobs hold"),
+        ("None", 0, "not said"),
     ],
 )
-def test_a_waiting_job_tells_for_what_and_until_when(world, status, reason, words):
-    world.job("PENDING", reason, start="2099-01-02T03:04:05")
+def test_a_waiting_job_tells_for_what_and_until_when(world, status, reason, restarts, words):
+    world.job("PENDING", reason, restarts=restarts, start="2099-01-02T03:04:05")
     world.submitted({"id": "12", "kind": "train"})
     found = status(world.path)
     assert found["state"] == "pending" and words in found["why"]
     assert "expected start 2099-01-02 03:04" in found["why"]
 
 
-def test_a_held_job_names_the_command_that_releases_it(world, status):
-    world.job("PENDING", "JobHeldUser", start="N/A")
+@pytest.mark.parametrize(
+    ("reason", "words"),
+    [
+        ("JobHeldUser", "it is held"),
+        ("launch_failed_requeued_held", "Slurm could not start it: its node or the site's prolog failed"),
+        ("JobHoldMaxRequeue", "requeued as often as the site allows"),
+    ],
+)
+def test_a_held_job_names_the_command_that_releases_it(world, status, reason, words):
+    world.job("PENDING", reason, start="N/A")
+    alone = status("12")
+    assert words in alone["why"] and "scontrol release 12" in alone["advice"]
     world.submitted({"id": "12", "kind": "train"})
-    assert status(world.path)["command"] == "scontrol release 12"
+    found = status(world.path)
+    assert words in found["why"] and found["command"] == "scontrol release 12"
+
+
+def test_what_an_administrator_holds_only_he_can_release(world, status):
+    world.job("PENDING", "JobHeldAdmin", start="N/A")
+    world.submitted({"id": "12", "kind": "train"})
+    found = status(world.path)
+    assert found["command"] == "" and "only an administrator can release it" in found["advice"]
+
+
+@pytest.mark.parametrize(
+    ("reason", "dependency", "words"),
+    [
+        ("Dependency", "afterok:10_*(unfulfilled),afterany:11(unfulfilled)", "for job 10, job 11 to end"),
+        ("DependencyNeverSatisfied", "afterok:11(failed)", "in vain, the job that it waits for has failed "),
+    ],
+)
+def test_a_job_of_no_run_says_which_it_waits_for(world, status, reason, dependency, words):
+    world.queue(queued("12", "PENDING", reason, start="N/A", dependency=dependency))
+    found = status("12")
+    assert words in found["why"] and ("failed" in words) == ("afterok:11(failed)" in found["why"])
+    assert found["advice"].startswith("scancel 12") == ("in vain" in words)
+
+
+def test_an_array_of_no_run_is_told_task_by_task(world, hpcrl):
+    world.queue(
+        queued("12_10", "PENDING", "JobArrayTaskLimit"), queued("12_2", "RUNNING"),
+        queued("12_0", "FAILED", "NonZeroExitCode", 3 << 8),
+        books=("12_[3-10]|PENDING|0:0|0:0|Unknown|Unknown||None assigned|hpcrl|1|None",),
+    )  # fmt: skip
+    code, out, _ = hpcrl("status", "12", "--json")
+    assert code == 0 and [task["job"] for task in json.loads(out)] == ["12_0", "12_2", "12_10"]
+    code, out, _ = hpcrl("status", "12")
+    assert [line.split()[0] for line in out.splitlines() if line[0] != " "] == ["12_0", "12_2", "12_10"]
+    assert "exit code 3" in out and "\n  for its turn" in out
 
 
 def test_a_requeued_job_tells_why_its_last_attempt_ended(world, status):
@@ -541,6 +588,11 @@ def test_a_jobs_number_finds_its_run_or_what_slurm_knows(world, status, hpcrl):
     assert status("12")["run"] == str(world.path)
     other = Attempt.claim(RunDir.create(world.path.parent, "{}"), 1, who_begins({}, "40_3"))
     assert status("40_3")["run"] == status("40")["run"] == str(other.run.path)
+    member = RunDir(world.path.parent / "pbt_20260102_030405" / "members" / "07")
+    member.path.mkdir(parents=True)
+    Attempt.claim(member, 1, who_begins({}, "41_7"))
+    assert status("41_7")["run"] == status("41")["run"] == str(member.path)
+    assert "pbt_20260102_030405/members/07" in hpcrl("status", "41")[1].splitlines()[0]
     world.queue(queued("99", "FAILED", "NonZeroExitCode", 3 << 8))
     found = status("99")
     assert found["run"] is None and found["state"] == "FAILED" and "exit code 3" in found["why"]
