@@ -72,7 +72,13 @@ class Trainer:
         self.collector.simulator.rewards.reweigh(self.config.env.rewards)
 
     def progress(self) -> dict[str, Any]:
-        return {"epoch": self.epoch, "env_steps": self.env_steps, "data_source": self.market.source}
+        own = {} if self.member is None else self.member["hyperparameters"]
+        return {
+            "epoch": self.epoch,
+            "env_steps": self.env_steps,
+            "data_source": self.market.source,
+            **{f"hyperparameters/{key}": value for key, value in own.items()},
+        }
 
     def portable(self) -> dict[str, Any]:
         """What any world size can load; collective."""

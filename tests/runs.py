@@ -7,7 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
+from event_file import epochs_in
 
 from hpcrl.checkpoint.find import load_portable
 from hpcrl.monitor.metrics import read_metrics
@@ -103,3 +105,5 @@ def assert_same_course(run: Path, reference: Path, epoch: int, ranks: int = 1) -
     for rank in range(ranks):
         same(rank_state(run, epoch, rank), rank_state(reference, epoch, rank), f"rank {rank}")
     assert comparable_metrics(run) == comparable_metrics(reference)
+    rewards = [(line["epoch"], pytest.approx(line["reward"])) for line in comparable_metrics(run)]
+    assert [(step, values["reward"]) for step, values in epochs_in(run)] == rewards

@@ -36,6 +36,8 @@ class MonitorConfig(Section):
     """Epochs between printed GPU statistics."""
     progress: Literal["auto", "plain", "bar"] = "auto"
     """auto: a progress bar on a terminal, plain lines elsewhere."""
+    tensorboard: bool = True
+    """Write TensorBoard's event file too: tensorboard --logdir with checkpoint.dir, a run or a population."""
     hang_minutes: float = Field(30.0, ge=0, le=1e6)
     """A rank in which nothing happens for so long writes where it is and ends with code 70; 0: never.
     Longer than the longest epoch, and than reading the data."""

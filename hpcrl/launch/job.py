@@ -287,7 +287,7 @@ def _train_in(
     if trainer is None:
         trainer = resume(session.world, config, market, session.run, session.source, manager, console)
     trainer.attempt = session.number
-    log = session.take_over(trainer.epoch, resumed)
+    log = session.take_over(trainer.epoch, resumed, config, console.say)
     if config.env.fill_lag == 0:
         console.say(f"WARNING: {HINDSIGHT}")
     if market.made_up:

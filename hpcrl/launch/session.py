@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import TextIO
 
@@ -10,6 +11,7 @@ from hpcrl.checkpoint.manager import CheckpointManager
 from hpcrl.checkpoint.provenance import read_record, recorded_config
 from hpcrl.config.root import Config, changed_live
 from hpcrl.monitor.metrics import MetricsFile
+from hpcrl.monitor.tensorboard import EventFile
 from hpcrl.storage.attempts import Attempt, attempt_folder, refuse_if_taken_over, who_begins
 from hpcrl.storage.lock import hold
 from hpcrl.storage.run_dir import RunDir
@@ -62,7 +64,9 @@ class Session:
             return CheckpointManager(self.folder, self.world, keep)
         return CheckpointManager(self.folder, self.world, keep, attempt.check, attempt.publish)
 
-    def take_over(self, epoch: int, restored: bool) -> MetricsFile | None:
+    def take_over(
+        self, epoch: int, restored: bool, config: Config, say: Callable[[str], None]
+    ) -> MetricsFile | None:
         """Training goes on after ``epoch``; the metrics file, on rank 0. Collective."""
         attempt = self.attempt
         base = epoch if restored else None
@@ -72,6 +76,8 @@ class Session:
                 return None
             attempt.refuse_if_fruitless(base)
             log = MetricsFile(self.folder.metrics, epoch, self.source.metrics, attempt.check)
+            if config.monitor.tensorboard:
+                log.also = EventFile(self.folder.events, log.kept, say).write
             attempt.take_over(base)
             return log
 

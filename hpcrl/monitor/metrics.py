@@ -46,7 +46,8 @@ def read_metrics(path: Path) -> list[dict]:
 
 class MetricsFile:
     """Appends lines. A new attempt begins with the lines of ``source``, the attempt before it, up to the
-    checkpoint that it resumes from. ``check`` is asked before a line is written and may refuse it.
+    checkpoint that it resumes from. ``check`` is asked before a line is written and may refuse it; ``also``
+    is given each one that was.
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class MetricsFile:
         check: Callable[[], None] = lambda: None,
     ) -> None:
         self.path, self.check = path, check
+        self.also: Callable[[dict], None] = lambda line: None
         self.kept = [line for line in read_metrics(source or path) if line["epoch"] <= after_epoch]
         """The lines of before."""
         write_text(path, "".join(line_of(line) for line in self.kept))
@@ -70,3 +72,4 @@ class MetricsFile:
                 os.fsync(file.fileno())
         except OSError as error:
             raise write_error(self.path, error) from None
+        self.also(metrics)

@@ -5,7 +5,7 @@ attempts/N/ is the folder of attempt N, claimed by an exclusive mkdir, which is 
   attempt.json     who began it, on what (``AttemptRecord``)
   end.json         how it ended, if it came to say so
   heartbeat.json   what it does at the moment
-  metrics.jsonl, checkpoint_epoch_X...   the run's whole history, as this attempt knows it
+  metrics.jsonl, tensorboard.events, checkpoint_epoch_X...   the run's whole history, as this attempt knows it
 
 A new attempt links every checkpoint of the newest ready one into its own folder before it is ready itself;
 from then on it depends on no older folder. So whatever an attempt writes that lost its node, its network or
@@ -278,7 +278,7 @@ class Attempt:
                 _empty(older)
 
     def publish(self) -> None:
-        """Let the run folder show this attempt's metrics and checkpoints, and no others."""
+        """Let the run folder show this attempt's metrics, events and checkpoints, and no others."""
         self.check()
         own, shown = self.folder, self.run
         files = own.checkpoint_files()
@@ -297,6 +297,17 @@ class Attempt:
             missing.add(own.metrics.name)
         for name in sorted(missing, key=lambda n: n.endswith(".json")):
             _show(own.path / name, shown.path / name)
+        with contextlib.suppress(HpcrlError, OSError):  # no run ends for want of a chart
+            self._show_events()
+
+    def _show_events(self) -> None:
+        own, shown = self.folder.events, self.run.shown_events(self.record.number)
+        if own.exists() and not _same(own, shown):
+            shown.parent.mkdir(exist_ok=True)
+            _show(own, shown)
+        for other in shown.parent.glob("events.out.tfevents.*"):
+            if other != shown:
+                other.unlink()
 
     def end(self, code: int, epoch: int | None, reason: str) -> None:
         """Say how it ended. Best effort: it must not hide what went wrong."""
@@ -364,6 +375,6 @@ def _empty(folder: RunDir) -> None:
     """Remove the checkpoints and metrics of an attempt whose history another has taken over; best effort."""
     paths = [folder.manifest(epoch) for epoch in folder.manifest_epochs()]
     paths += [folder.path / name for names in folder.checkpoint_files().values() for name in names]
-    for path in (*paths, *folder.checkpoint_temporaries(), folder.metrics):
+    for path in (*paths, *folder.checkpoint_temporaries(), folder.metrics, folder.events):
         with contextlib.suppress(OSError):
             path.unlink()

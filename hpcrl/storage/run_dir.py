@@ -3,6 +3,7 @@
 dist_run_YYYYMMDD_HHMMSS/
   config.json                    resolved config, hashes, lineage: present from the folder's first moment
   metrics.jsonl                  one line per epoch
+  tensorboard/                   the same for TensorBoard, the newest attempt's tensorboard.events
   run.lock                       held by the process that trains here
   attempts/N/                    attempt N's checkpoints and metrics, which the names here are links to
   jobs/, submission.json         what hpcrl submit made, and the logs of its jobs
@@ -72,6 +73,16 @@ class RunDir:
     @property
     def metrics(self) -> Path:
         return self.path / "metrics.jsonl"
+
+    @property
+    def events(self) -> Path:
+        """An attempt's file for TensorBoard. Without ``tfevents`` in its name, by which that knows its files:
+        it is to find a run once, by ``shown_events`` of the run folder."""
+        return self.path / "tensorboard.events"
+
+    def shown_events(self, attempt: int) -> Path:
+        """TensorBoard reads on in the file whose name comes next."""
+        return self.path / "tensorboard" / f"events.out.tfevents.{attempt:06d}"
 
     @property
     def lock(self) -> Path:

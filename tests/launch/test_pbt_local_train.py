@@ -10,6 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 import runs
+from event_file import epochs_in
 
 from hpcrl.pbt.journal import read_journal
 from hpcrl.pbt.population import Population
@@ -70,6 +71,11 @@ def test_a_slice_of_one_generation_gets_on_by_one_generation(small):
     check_whole(population)
     for member in population.members:
         assert len(list((population.folder(member) / "attempts").iterdir())) == population.generations
+        start, seen = population.start(member), epochs_in(population.folder(member))
+        assert [step for step, _ in seen] == [1, 2, 3, 4]
+        assert {f"hyperparameters/{key}": pytest.approx(value) for key, value in start.items()}.items() <= (
+            seen[0][1].items()
+        )
 
 
 @pytest.mark.soak
