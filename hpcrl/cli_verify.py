@@ -2,6 +2,8 @@
 
 hpcrl verify --config yaml/local.yaml           all checks, one to two minutes
 hpcrl verify --config yaml/train_8gpu.yaml --site yaml/site/mine.yaml --quick
+
+It takes the options of ``hpcrl train``: the job scripts hand theirs on to it.
 """
 
 from __future__ import annotations
@@ -18,6 +20,18 @@ from hpcrl.cli_options import Json, Sets
 def verify(
     config: Annotated[Path | None, typer.Option("--config", help="YAML file, see yaml/.")] = None,
     sets: Sets = None,
+    resume: Annotated[
+        Path | None, typer.Option("--resume", metavar="RUN", help="The run that is to go on: its config.")
+    ] = None,
+    init: Annotated[
+        Path | None,
+        typer.Option(
+            "--init", metavar="CHECKPOINT", help="What a new run begins from; without --config: its."
+        ),
+    ] = None,
+    ranks: Annotated[int | None, typer.Option("--ranks", min=1, help="So many local ranks.")] = None,
+    run: Annotated[Path | None, typer.Option("--run", hidden=True)] = None,
+    take_over: Annotated[bool, typer.Option("--take-over", hidden=True)] = False,
     site: Annotated[
         Path | None, typer.Option("--site", help="The cluster's YAML (yaml/site/); default: HPCRL_SITE's.")
     ] = None,
@@ -28,7 +42,9 @@ def verify(
     as_json: Json = False,
 ) -> None:
     """Check packages, GPU, data, storage, Slurm and the learner before training. Exit code 1: one failed."""
+    from hpcrl.launch.job import Request as Training
     from hpcrl.verify.verify import Request
-    from hpcrl.verify.verify import verify as run
+    from hpcrl.verify.verify import verify as check
 
-    sys.exit(run(Request(config, tuple(sets or ()), site, quick, pbt), as_json))
+    training = Training(config, tuple(sets or ()), ranks, resume, init, run, take_over)
+    sys.exit(check(Request(training, site, quick, pbt), as_json))

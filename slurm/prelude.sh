@@ -65,3 +65,11 @@ if [ ! -x "$HPCRL_BIN/hpcrl" ]; then
 fi
 export PATH=$HPCRL_BIN:$PATH
 echo "hpcrl of $HPCRL_BIN, $found"
+
+# verify_first ARGUMENTS of hpcrl train: a job that would fail in the night fails now, with the cause and the fix.
+# HPCRL_VERIFY=never leaves it out; a job that Slurm has started again has passed.
+verify_first() {
+    if [ "${HPCRL_VERIFY:-}" != never ] && [ "${SLURM_RESTART_COUNT:-0}" = 0 ]; then
+        "$HPCRL_BIN/hpcrl" verify --quick "$@"
+    fi
+}

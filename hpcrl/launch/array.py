@@ -43,6 +43,7 @@ from hpcrl.launch.population import (
     known_population,
     new_population,
 )
+from hpcrl.launch.scripts import setup, verify_first
 from hpcrl.launch.status_alive import refuse_if_trained
 from hpcrl.launch.submit import (
     cleaned_environment,
@@ -255,14 +256,16 @@ def array_script(plan: ArrayPlan, path: Path) -> str:
 
 
 def _executor(plan: ArrayPlan, path: Path) -> submitit.SlurmExecutor:
-    executor = make_executor(plan.job, "train", path, None, {})
+    job = plan.job
+    executor = make_executor(job, "train", path, None, {})
     given = executor.parameters
     executor.update_parameters(
         setup=[
-            *given["setup"],
+            *setup("train", job.site, path, job.python, {}),
             "# Task k of the array is member k.",
             'HPCRL_RUN=$HPCRL_RUN/members/$(printf %02d "$SLURM_ARRAY_TASK_ID")',
             'echo "member $SLURM_ARRAY_TASK_ID: job ${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID, $HPCRL_RUN"',
+            *verify_first(job.python, "--pbt"),
         ],
         additional_parameters=given["additional_parameters"] | {"array": plan.tasks},
     )

@@ -109,18 +109,34 @@ def _begun_or_reserved(request: Request) -> Request:
     return replace(request, resume=request.run, init=None)
 
 
-def _resolve_resumed(request: Request, ranks: Ranks) -> tuple[Config, RunDir]:
+def config_named(request: Request) -> Config:
+    """The config that the options name, with whatever number of ranks; touches no data."""
+    if request.run is not None:
+        request = _begun_or_reserved(request)
+    if request.resume is not None:
+        return _resumed(request)[0]
+    base = None if request.init is None or request.config is not None else _config_of(request.init)
+    return load_config(request.config, request.overrides, ranks=request.ranks, base=base)
+
+
+def _resumed(request: Request) -> tuple[Config, RunDir]:
+    """The run that goes on, and its config as recorded, with what may change."""
     from hpcrl.checkpoint.provenance import read_record, resumed_tree
 
     assert request.resume is not None
     run = RunDir.open(request.resume)
-    size = request.ranks or ranks.size
     record = read_record(run)
     config = load_config(request.config, request.overrides, base=resumed_tree(run, record))
     recorded = record["data"].get("path", "")
     if not Path(config.market.path).exists() and Path(recorded).is_file():
         # A relative path is one of the folder that the run was started in.
         config = config.model_copy(update={"market": config.market.model_copy(update={"path": recorded})})
+    return config, run
+
+
+def _resolve_resumed(request: Request, ranks: Ranks) -> tuple[Config, RunDir]:
+    config, run = _resumed(request)
+    size = request.ranks or ranks.size
     if _world_size_said(request) and config.train.world_size != size:
         raise HpcrlError(
             f"train.world_size = {config.train.world_size} (GPU_COUNT or --set), but {size} ranks were "

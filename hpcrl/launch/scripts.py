@@ -14,8 +14,8 @@ from hpcrl.config.site import Kind, Modules, Site
 
 EXPORT = (
     "PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LC_ALL", "MODULEPATH", "MODULESHOME", "HPCRL_BIN",
-    "HPCRL_ROOT", "HPCRL_MODULES", "HPCRL_REQUEUE", "TRAINING_MODE", "GPU_COUNT", "ENVS_PER_GPU", "NO_COLOR",
-    "NCCL_DEBUG", "NCCL_SOCKET_IFNAME", "NCCL_IB_HCA", "GLOO_SOCKET_IFNAME",
+    "HPCRL_ROOT", "HPCRL_MODULES", "HPCRL_REQUEUE", "HPCRL_VERIFY", "TRAINING_MODE", "GPU_COUNT",
+    "ENVS_PER_GPU", "NO_COLOR", "NCCL_DEBUG", "NCCL_SOCKET_IFNAME", "NCCL_IB_HCA", "GLOO_SOCKET_IFNAME",
 )  # fmt: skip
 """What a training or evaluation job gets of the submitter's environment: Slurm writes it to disk, so that no
 secret may be in it. The same as in slurm/train.sbatch."""
@@ -68,6 +68,18 @@ def setup(kind: Kind, site: Site, run: Path, python: Path, exports: dict[str, st
     if site.scratch is not None:
         lines.append(f"export SLURM_TMPDIR={in_job(site.scratch)}")
     return lines
+
+
+def verify_first(python: Path, *options: str) -> list[str]:
+    """Lines that come last before srun of training: as slurm/prelude.sh has it, of the run $HPCRL_RUN."""
+    command = " ".join((shlex.quote(str(python)), "-m hpcrl verify --quick", *options))
+    return [
+        "# A job that would fail in the night fails now. HPCRL_VERIFY=never leaves this out.",
+        'if [ "${HPCRL_VERIFY:-}" != never ] && [ "${SLURM_RESTART_COUNT:-0}" = 0 ]; then',
+        f'    {command} --config "$HPCRL_RUN/jobs/config.yaml" --run "$HPCRL_RUN" ||',
+        '        { code=$?; echo "end $(date -Is) exit code $code"; exit "$code"; }',
+        "fi",
+    ]
 
 
 def _modules(modules: Modules, python: Path) -> list[str]:

@@ -30,7 +30,7 @@ from hpcrl.config.site import Kind
 from hpcrl.config.yaml_file import read_mapping
 from hpcrl.launch import task
 from hpcrl.launch.plan import FORMAT, Plan, expanded, python_of, read_submission, with_measured_lead
-from hpcrl.launch.scripts import EXPORT, STAGE_EXPORT, setup, teardown
+from hpcrl.launch.scripts import EXPORT, STAGE_EXPORT, setup, teardown, verify_first
 from hpcrl.launch.status_alive import refuse_if_trained
 from hpcrl.storage.atomic import to_json, write_error, write_text
 from hpcrl.storage.revision import git_commit
@@ -124,7 +124,7 @@ def make_executor(
         dependency=dependency,
         wckey=None,
         stderr_to_stdout=True,
-        setup=setup(kind, site, run, plan.python, exports),
+        setup=[*setup(kind, site, run, plan.python, exports), *(verify_first(plan.python) if train else ())],
         teardown=teardown(kind, plan.python),
         # Since 22.05 srun does not inherit cpus-per-task; one dead rank ends the step.
         srun_args=["--open-mode=append", "--kill-on-bad-exit=1", f"--cpus-per-task={job.cpus_per_task}"],

@@ -15,16 +15,21 @@ from hpcrl.world.slurm import NoSlurm, job_id, run_slurm
 
 
 def check_slurm(config: Config, site_file: Path | None) -> str:
-    """No Slurm is a warning, unless a site file or a job needs it. Limits that the job does not meet fail."""
+    """No Slurm is a warning, unless a site file needs it. Limits that the job does not meet fail.
+
+    In a job there is nothing to ask: Slurm has taken it, and it trains on where no controller answers.
+    """
+    job = job_id()
+    if job is not None and site_file is None:
+        return f"job {job} on {os.environ.get('SLURM_JOB_NODELIST', 'this node')}"
     site = load_site(site_file)
     try:
         text = run_slurm(["scontrol", "-o", "show", "partition"])
     except NoSlurm as none:
         raise Doubt(str(none), "training runs on this machine; on a cluster, use a login node") from None
     except HpcrlError as error:
-        needed = site_file is not None or job_id(os.environ) is not None
         fix = "ask the cluster's administrators, or wait until it answers; training here needs no Slurm"
-        raise (Trouble if needed else Doubt)(str(error), fix) from None
+        raise (Doubt if site_file is None else Trouble)(str(error), fix) from None
     partitions = dict(map(_fields, text.splitlines()))
     name, limits = _choose(partitions, site)
     _check_limits(name, limits, config, site)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 
 from hpcrl.config.root import Config
@@ -25,7 +27,8 @@ def check_gpu(config: Config) -> str:
         raise Doubt(cause, "training runs on the CPU; on a node with GPUs check nvidia-smi and torch's build")
     names = sorted({torch.cuda.get_device_name(index) for index in range(count)})
     said = f"{count} x {', '.join(names)}"
-    if count < config.train.world_size:
+    nodes = int(os.environ.get("SLURM_JOB_NUM_NODES") or 1)
+    if count * nodes < config.train.world_size:
         raise Doubt(
             f"{said}, but train.world_size = {config.train.world_size}",
             f"on one node: --set train.world_size={count}; over several nodes each has its own",

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,13 @@ from rich.table import Table
 from rich.text import Text
 
 import hpcrl
-from hpcrl.config.load import load_config
 from hpcrl.config.root import Config
+from hpcrl.launch.job import Request as Training
+from hpcrl.launch.job import config_named
 from hpcrl.types import HpcrlError
 from hpcrl.verify import cluster, data, environment, places
 from hpcrl.verify.finding import Finding, Report, Status, Trouble, examine
+from hpcrl.world.slurm import job_id
 
 MODEL_BYTES = 16
 """Of a checkpoint, per parameter: weights and two moments in float32, and some."""
@@ -31,8 +33,8 @@ _COLOURS = {"pass": "green", "warn": "yellow", "fail": "bold red"}
 
 @dataclass(frozen=True)
 class Request:
-    config: Path | None = None
-    sets: tuple[str, ...] = ()
+    training: Training = field(default_factory=Training)
+    """The options of hpcrl train."""
     site: Path | None = None
     quick: bool = False
     population: bool = False
@@ -55,17 +57,20 @@ def run_checks(request: Request) -> Iterator[Finding]:
     yield examine("data", lambda: _data(config, market))
     size = Path(config.market.path).stat().st_size if market else 0
     yield examine("scratch", lambda: places.check_scratch(config, size))
-    yield examine("database", lambda: data.check_database(Path.cwd()))
+    if job_id() is None:  # a job that trains gets no keys, and needs none
+        yield examine("database", lambda: data.check_database(Path.cwd()))
     yield examine("slurm", lambda: cluster.check_slurm(config, request.site))
     yield from _on_the_device(request, config, market[0] if market else None)
 
 
 def _read_config(request: Request, found: list[Config]) -> str:
     try:
-        found.append(load_config(request.config, overrides=request.sets))
+        found.append(config_named(request.training))
     except HpcrlError as error:
         raise Trouble(str(error), "the message says what would be right") from None
-    return f"{request.config or 'the defaults'}, sha256 {found[0].digest()[:12]}"
+    named = request.training
+    source = named.config or named.resume or named.init or "the defaults"
+    return f"{source}, sha256 {found[0].digest()[:12]}"
 
 
 def _clock(config: Config) -> str:

@@ -43,7 +43,7 @@ class PopulationTrial:
         cls, slurm: SlurmCluster, place: Path, *arguments: str, options: tuple[str, ...], **environ: str
     ) -> PopulationTrial:
         """Of slurm/pbt.sbatch."""
-        environ = {"HPCRL_BIN": str(BIN), "HPCRL_MODULES": "none"} | environ
+        environ = {"HPCRL_BIN": str(BIN), "HPCRL_MODULES": "none", "HPCRL_VERIFY": "never"} | environ
         usual = ("--cpus-per-task=1", "--mem=2G")
         job = slurm.sbatch(
             ROOT / "slurm/pbt.sbatch", "--config", "pbt.yaml", *arguments,

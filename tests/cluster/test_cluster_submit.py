@@ -47,7 +47,7 @@ class Project:
         )
         return subprocess.Popen(
             [sys.executable, "-m", "hpcrl", "submit", *words],
-            cwd=self.path, env=self.slurm.environment(**environ), text=True,
+            cwd=self.path, env=self.slurm.environment(**{"HPCRL_VERIFY": "never"} | environ), text=True,
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         )  # fmt: skip
 

@@ -89,6 +89,15 @@ def test_eight_ranks_train_on_one_node(staged, submit):
     finished(staged, 8, log)
     assert f"hpcrl of {BIN}, modules hpcrl/{hpcrl.__version__}\n" in log, "the module is loaded"
     assert f"hpcrl train --config {staged}/yaml/train_8gpu.yaml" in log and "exit code 0\n" in log
+    assert log.index("\npass config: ") < log.index(" 0 failed, ") < log.index("[GPU 7] Setting up..."), log
+
+
+def test_what_would_fail_later_ends_the_job_before_any_rank_starts(staged, submit, tmp_path):
+    state, log = submit(staged / "slurm/train.sbatch", *small("market.path=lost.h5"), cwd=tmp_path)
+    assert (
+        state == "FAILED" and "\nfail data: market.path = lost.h5: no such file\n     -> stage it" in log
+    ), log
+    assert "exit code 1\n" in log and "[GPU" not in log and not list(tmp_path.glob("checkpoints/*"))
 
 
 def test_two_nodes_of_four_ranks_train_from_another_directory_without_modules(

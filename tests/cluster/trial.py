@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import signal
 import sys
@@ -64,7 +65,11 @@ class Trial:
         self.job = self.submit(*arguments(epochs, *sets))
 
     def submit(self, *words: str) -> str:
-        environ = {"HPCRL_BIN": str(Path(sys.executable).parent), "HPCRL_MODULES": "none"} | self.environ
+        environ = {
+            "HPCRL_BIN": str(Path(sys.executable).parent),
+            "HPCRL_MODULES": "none",
+            "HPCRL_VERIFY": "never",
+        } | self.environ
         return self.slurm.sbatch(
             ROOT / "slurm/train.sbatch", *words,
             options=self.options, cwd=self.place, **environ,
@@ -127,6 +132,15 @@ class Trial:
         options = ("--partition=hi", "--nodes=4", "--exclusive", "--output=/dev/null")
         hurried = self.slurm.sbatch("#!/bin/sh\ntrue\n", options=options, cwd=self.place)
         self.slurm.wait(hurried, "COMPLETED", timeout=PATIENCE)
+
+    def status(self) -> dict:
+        """What hpcrl status says of the job's run, or of the job where it has none."""
+        words = (sys.executable, "-m", "hpcrl", "status", self.job, "--json")
+        return json.loads(self.slurm.run(*words, cwd=self.place).stdout)
+
+    def ended(self) -> list[str | None]:
+        """How each attempt ended, by hpcrl status; None for one that runs."""
+        return [attempt["ended"] for attempt in self.status()["attempts"]]
 
     # Waiting
 

@@ -496,6 +496,13 @@ class TestScript:
         assert " job 12_3 attempt 1 on node[1-2]: member 3 of " in done.stdout
         assert repository.called("again") is None
 
+    def test_a_member_is_verified_first_and_its_task_ends_where_that_fails(self, repository, tmp_path):
+        done = self.run(repository, tmp_path, hpcrl_code="1")
+        run = "/a b/members/03"
+        wanted = ["verify", "--quick", "--pbt", "--config", f"{run}/jobs/config.yaml", "--run", run]
+        assert repository.called("hpcrl") == wanted and repository.called("srun") is None
+        assert done.returncode == 1 and "exit code 1\n" in done.stdout
+
     @pytest.mark.parametrize("option", ["--config=x", "--config", "--population"])
     def test_an_own_config_or_population_takes_its_place(self, repository, tmp_path, option):
         arguments = (option, "my own", "--set", "a='b'")

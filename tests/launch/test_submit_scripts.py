@@ -132,6 +132,7 @@ class Script:
             "SLURM_JOB_ID": "7",
             "SLURM_JOB_NODELIST": "node1",
             "SLURM_EXPORT_ENV": "PATH",
+            "HPCRL_VERIFY": "never",
         }
         return subprocess.run(
             ["bash", path], cwd=self.folder, env=base | environ, capture_output=True, text=True, timeout=60
@@ -168,6 +169,27 @@ def test_srun_gets_whole_paths_and_the_ranks_their_environment(script, tmp_path)
     assert not {"SLURM_EXPORT_ENV", *secrets} & found.keys() and "canary" not in str(found)
     assert " job 7 attempt 3 on node1: hpcrl train\n" in done.stdout
     assert script.called("python") is None
+
+
+def test_a_training_job_is_verified_first_and_ends_where_that_fails(script):
+    run = f"{script.folder / RUN}"
+    wanted = ["-m", "hpcrl", "verify", "--quick", "--config", f"{run}/jobs/config.yaml", "--run", run]
+    done = script.run("train", {}, HPCRL_VERIFY="", python_code="1")
+    assert script.called("python") == wanted and script.called("srun") is None
+    assert done.returncode == 1 and re.search(r"^end \S+ exit code 1$", done.stdout, re.M)
+    assert script.run("train", {}, HPCRL_VERIFY="").returncode == 0 and script.called("srun")
+
+
+@pytest.mark.parametrize("kind", ["stage", "evaluate"])
+def test_other_jobs_are_not_verified(script, kind):
+    assert script.run(kind, {}, HPCRL_VERIFY="").returncode == 0
+    assert script.called("python") is None and script.called("srun")
+
+
+@pytest.mark.parametrize("environ", [{"SLURM_RESTART_COUNT": "1"}, {"HPCRL_VERIFY": "never"}])
+def test_a_start_after_the_first_is_not_verified_nor_where_the_user_says_so(script, environ):
+    assert script.run("train", {}, **{"HPCRL_VERIFY": ""} | environ).returncode == 0
+    assert script.called("python") is None and script.called("srun")
 
 
 @pytest.mark.parametrize("code", [0, 1, 2, 75, 70, 137])

@@ -96,6 +96,21 @@ def test_a_crash_a_hang_or_a_stop_asks_whether_to_run_again_and_keeps_its_code(r
     assert repository.called("python") == ["-m", "hpcrl.launch.again", str(code), "--config", config]
 
 
+def test_it_is_verified_first_by_the_same_options_and_ends_where_that_fails(repository, elsewhere):
+    arguments = ("--resume", "my run", "--set", "a='b'")
+    done = repository.run("train.sbatch", *arguments, cwd=elsewhere, hpcrl_code="1", **SECRETS)
+    assert repository.called("hpcrl") == ["verify", "--quick", *arguments]
+    assert not SECRETS.keys() & repository.environ("hpcrl").keys()
+    assert repository.called("srun") is None and repository.called("python") is None
+    assert done.returncode == 1 and re.search(r"^end \S+ exit code 1$", done.stdout, re.M)
+
+
+@pytest.mark.parametrize("environ", [{"SLURM_RESTART_COUNT": "1"}, {"HPCRL_VERIFY": "never"}])
+def test_a_start_after_the_first_is_not_verified_nor_where_the_user_says_so(repository, elsewhere, environ):
+    assert repository.run("train.sbatch", cwd=elsewhere, hpcrl_code="1", **environ).returncode == 0
+    assert repository.called("hpcrl") is None and repository.called("srun")
+
+
 def test_start_and_end_are_stamped_with_job_attempt_and_nodes(repository, elsewhere):
     done = repository.run("train.sbatch", "--run", "r", cwd=elsewhere, SLURM_RESTART_COUNT="2")
     stamp = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\S+"

@@ -13,6 +13,7 @@ import torch
 from findings import SMALL, is_fail, is_pass, is_warn
 
 from hpcrl.checkpoint.manager import CheckpointManager
+from hpcrl.launch.job import Request as Training
 from hpcrl.market.load import load_market
 from hpcrl.verify import devices, environment, learning, population, ranks, verify
 from hpcrl.verify.finding import Report, examine
@@ -179,7 +180,7 @@ def test_a_dry_turn_in_which_nobody_copies_fails(config, monkeypatch):
 
 
 def test_a_wrong_config_ends_it_with_the_keys_error(place):
-    found = list(run_checks(Request(sets=("train.epohs=3",), quick=True)))
+    found = list(run_checks(Request(Training(overrides=("train.epohs=3",)), quick=True)))
     is_fail(found[-1], "train.epohs", "what would be right")
 
 

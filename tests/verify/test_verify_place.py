@@ -13,10 +13,16 @@ from pathlib import Path
 
 import h5py
 import pytest
-from findings import is_fail, is_pass, is_warn
+from findings import SMALL, is_fail, is_pass, is_warn
 
+from hpcrl.checkpoint.provenance import run_record
+from hpcrl.launch.job import Request as Training
+from hpcrl.launch.job import config_named
+from hpcrl.storage.atomic import to_json
+from hpcrl.storage.run_dir import RunDir
 from hpcrl.verify import cluster, data, environment, places
 from hpcrl.verify.finding import Finding, examine
+from hpcrl.verify.verify import Request, run_checks
 
 # ---- Python, packages, modules, clock
 
@@ -260,3 +266,37 @@ def test_no_slurm_is_a_warning_and_a_controller_that_is_down_fails_where_it_is_n
     file = place / "site.yaml"
     file.write_text("{}")
     is_fail(examine("slurm", lambda: cluster.check_slurm(config(), file)), "contact", "administrators")
+
+
+def test_in_a_job_slurm_is_not_asked_and_no_database_looked_for(config, slurm, staged, monkeypatch):
+    """Its controller may be down for a while, and a job that trains has no keys."""
+    slurm.says("scontrol", "slurm_load_partitions: Unable to contact slurm controller", code=1)
+    monkeypatch.setenv("SLURM_JOB_ID", "12")
+    monkeypatch.setenv("SLURM_JOB_NODELIST", "node3")
+    found = examine("slurm", lambda: cluster.check_slurm(config(), None))
+    assert found.status == "pass" and found.found == "job 12 on node3"
+    sets = (*SMALL, f"market.path={staged}")
+    found = {
+        finding.check: finding.status for finding in run_checks(Request(Training(overrides=sets), quick=True))
+    }
+    assert "database" not in found and found["slurm"] == "pass" and found["data"] == "warn"  # made up
+
+
+def test_the_config_is_that_of_the_run_that_goes_on(config, place, staged, monkeypatch):
+    """Also from another folder than it was begun in: a relative path is one of that folder."""
+    shutil.copy(staged, place / "market.h5")
+    begun = config("market.path=market.h5", "learn.rollout=64")
+    market = {"path": str(place / "market.h5"), "sha256": "0" * 64, "source": "synthetic"}
+    run = RunDir.create("checkpoints", to_json(run_record(begun, market, None))).path.absolute()
+    (place / "elsewhere").mkdir()
+    monkeypatch.chdir(place / "elsewhere")
+    for training in (
+        Training(resume=run),
+        Training(run=run),
+        Training(init=run, overrides=(f"market.path={staged}",)),
+    ):
+        found = {f.check: f for f in run_checks(Request(training, quick=True))}
+        assert found["config"].status == "pass" and "market.h5" in found["data"].found, found
+    assert config_named(Training(resume=run)).learn.rollout == 64
+    lost = next(f for f in run_checks(Request(Training(resume=place / "lost"))) if f.check == "config")
+    is_fail(lost, f"{place}/lost", "the message says")

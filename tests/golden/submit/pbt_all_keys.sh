@@ -8,7 +8,7 @@
 #SBATCH --constraint='a100|h100'
 #SBATCH --cpus-per-task=8
 #SBATCH --exclusive
-#SBATCH --export=PATH,HOME,USER,LOGNAME,SHELL,LANG,LC_ALL,MODULEPATH,MODULESHOME,HPCRL_BIN,HPCRL_ROOT,HPCRL_MODULES,HPCRL_REQUEUE,TRAINING_MODE,GPU_COUNT,ENVS_PER_GPU,NO_COLOR,NCCL_DEBUG,NCCL_SOCKET_IFNAME,NCCL_IB_HCA,GLOO_SOCKET_IFNAME
+#SBATCH --export=PATH,HOME,USER,LOGNAME,SHELL,LANG,LC_ALL,MODULEPATH,MODULESHOME,HPCRL_BIN,HPCRL_ROOT,HPCRL_MODULES,HPCRL_REQUEUE,HPCRL_VERIFY,TRAINING_MODE,GPU_COUNT,ENVS_PER_GPU,NO_COLOR,NCCL_DEBUG,NCCL_SOCKET_IFNAME,NCCL_IB_HCA,GLOO_SOCKET_IFNAME
 #SBATCH --gres=gpu:a100:1
 #SBATCH --job-name=pbt_20260102_030405
 #SBATCH --mail-type=END,FAIL
@@ -47,6 +47,11 @@ export SLURM_TMPDIR=/local/"${SLURM_JOB_ID:?}"
 # Task k of the array is member k.
 HPCRL_RUN=$HPCRL_RUN/members/$(printf %02d "$SLURM_ARRAY_TASK_ID")
 echo "member $SLURM_ARRAY_TASK_ID: job ${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID, $HPCRL_RUN"
+# A job that would fail in the night fails now. HPCRL_VERIFY=never leaves this out.
+if [ "${HPCRL_VERIFY:-}" != never ] && [ "${SLURM_RESTART_COUNT:-0}" = 0 ]; then
+    /apps/venv/bin/python -m hpcrl verify --quick --pbt --config "$HPCRL_RUN/jobs/config.yaml" --run "$HPCRL_RUN" ||
+        { code=$?; echo "end $(date -Is) exit code $code"; exit "$code"; }
+fi
 
 # command
 export SUBMITIT_EXECUTOR=slurm

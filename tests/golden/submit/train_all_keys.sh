@@ -8,7 +8,7 @@
 #SBATCH --cpus-per-task=8
 #SBATCH --dependency=afterok:40
 #SBATCH --exclusive
-#SBATCH --export=PATH,HOME,USER,LOGNAME,SHELL,LANG,LC_ALL,MODULEPATH,MODULESHOME,HPCRL_BIN,HPCRL_ROOT,HPCRL_MODULES,HPCRL_REQUEUE,TRAINING_MODE,GPU_COUNT,ENVS_PER_GPU,NO_COLOR,NCCL_DEBUG,NCCL_SOCKET_IFNAME,NCCL_IB_HCA,GLOO_SOCKET_IFNAME
+#SBATCH --export=PATH,HOME,USER,LOGNAME,SHELL,LANG,LC_ALL,MODULEPATH,MODULESHOME,HPCRL_BIN,HPCRL_ROOT,HPCRL_MODULES,HPCRL_REQUEUE,HPCRL_VERIFY,TRAINING_MODE,GPU_COUNT,ENVS_PER_GPU,NO_COLOR,NCCL_DEBUG,NCCL_SOCKET_IFNAME,NCCL_IB_HCA,GLOO_SOCKET_IFNAME
 #SBATCH --gres=gpu:a100:4
 #SBATCH --job-name=dist_run_20260102_030405
 #SBATCH --kill-on-invalid-dep=yes
@@ -45,6 +45,11 @@ export OMP_NUM_THREADS=8
 export HPCRL_RUN=/home/me/project/checkpoints/dist_run_20260102_030405
 export HPCRL_REQUEUE=successor
 export SLURM_TMPDIR=/local/"${SLURM_JOB_ID:?}"
+# A job that would fail in the night fails now. HPCRL_VERIFY=never leaves this out.
+if [ "${HPCRL_VERIFY:-}" != never ] && [ "${SLURM_RESTART_COUNT:-0}" = 0 ]; then
+    /apps/venv/bin/python -m hpcrl verify --quick --config "$HPCRL_RUN/jobs/config.yaml" --run "$HPCRL_RUN" ||
+        { code=$?; echo "end $(date -Is) exit code $code"; exit "$code"; }
+fi
 
 # command
 export SUBMITIT_EXECUTOR=slurm

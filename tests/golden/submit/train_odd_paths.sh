@@ -3,7 +3,7 @@
 # Parameters
 #SBATCH --chdir='/home/me/it'"'"'s a "folder" of $HOME'
 #SBATCH --cpus-per-task=2
-#SBATCH --export=PATH,HOME,USER,LOGNAME,SHELL,LANG,LC_ALL,MODULEPATH,MODULESHOME,HPCRL_BIN,HPCRL_ROOT,HPCRL_MODULES,HPCRL_REQUEUE,TRAINING_MODE,GPU_COUNT,ENVS_PER_GPU,NO_COLOR,NCCL_DEBUG,NCCL_SOCKET_IFNAME,NCCL_IB_HCA,GLOO_SOCKET_IFNAME
+#SBATCH --export=PATH,HOME,USER,LOGNAME,SHELL,LANG,LC_ALL,MODULEPATH,MODULESHOME,HPCRL_BIN,HPCRL_ROOT,HPCRL_MODULES,HPCRL_REQUEUE,HPCRL_VERIFY,TRAINING_MODE,GPU_COUNT,ENVS_PER_GPU,NO_COLOR,NCCL_DEBUG,NCCL_SOCKET_IFNAME,NCCL_IB_HCA,GLOO_SOCKET_IFNAME
 #SBATCH --gres=gpu:8
 #SBATCH --job-name=dist_run_20260102_030405
 #SBATCH --mem=0
@@ -24,6 +24,11 @@ export PYTHONNOUSERSITE=1
 export OMP_NUM_THREADS=2
 export HPCRL_RUN='/home/me/it'"'"'s a "folder" of $HOME/checkpoints/dist_run_20260102_030405'
 export HPCRL_REQUEUE=never
+# A job that would fail in the night fails now. HPCRL_VERIFY=never leaves this out.
+if [ "${HPCRL_VERIFY:-}" != never ] && [ "${SLURM_RESTART_COUNT:-0}" = 0 ]; then
+    /apps/venv/bin/python -m hpcrl verify --quick --config "$HPCRL_RUN/jobs/config.yaml" --run "$HPCRL_RUN" ||
+        { code=$?; echo "end $(date -Is) exit code $code"; exit "$code"; }
+fi
 
 # command
 export SUBMITIT_EXECUTOR=slurm
