@@ -221,7 +221,7 @@ def learn(
         metrics |= timing(collector.watch, time.perf_counter() - start, rollout, trainer.attempt, world)
         metrics |= sampler.read() if sampler is not None else {}
         metrics["alarms"] = alarms.check(metrics)
-        for alarm in metrics["alarms"]:
+        for alarm in alarms.news(metrics["alarms"]):
             console.say(f"ALARM epoch {trainer.epoch}: {alarm}")
         all_or_none(world, partial(log.append, metrics) if log is not None else lambda: None)
         console.epoch(metrics)
@@ -280,8 +280,9 @@ def weight_divergence(policy: torch.nn.Module, world: World) -> float:
     if any_rank(world, bool(bad)):
         named = f", for example {bad[0]}" if bad else ""
         raise RunFailed(
-            f"the weights are not finite{named}; nothing was saved. Resume from an earlier checkpoint, or "
-            "start a new run from one with a lower learn.lr"
+            f"the weights are not finite{named}; nothing of this epoch was saved. Resuming would "
+            "train the same way again: hpcrl train --init RUN --set learn.lr=LOWER starts a new run from its "
+            "newest checkpoint"
         )
     weights = [parameter.double() for parameter in policy.parameters()]
     sums = (float(sum(w.sum() for w in weights)), float(sum((w * w).sum() for w in weights)))

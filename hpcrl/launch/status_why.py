@@ -46,7 +46,8 @@ def judge(run: RunFiles, books: Books, now: datetime | None = None) -> Verdict:
     if job is not None and not job.over:
         return _pending(run, books, job) if job.state == "PENDING" else _running(run, job, own, now)
     if own is not None and job is None and (how := lives(run, books, now)):
-        return Verdict("running", "running", how, job=own.job)
+        stop = f"kill {own.pid}" if own.job is None else f"scancel {own.job}"
+        return Verdict("running", "running", how + _pulse(run, now), "", _stalled(run, stop, now), own.job)
     if own is None and newest is None and job is None:
         return _never_begun(run, books, job_id)
     if own is None and job is not None:
@@ -95,18 +96,32 @@ def _running(run: RunFiles, job: JobState, own: AttemptRecord | None, now: datet
         return Verdict("starting", "running", text, job=job.id)
     if own.end is not None:
         return Verdict("running", "ending", f"{where} is about to end", job=job.id)
-    text = where
+    text = where + _pulse(run, now)
+    if job.state in ("RUNNING", "COMPLETING"):
+        return Verdict("running", "running", text, "", _stalled(run, f"scancel {job.id}", now), job.id)
+    return Verdict("running", "running", f"{text} ({job.state})", job=job.id)
+
+
+def _pulse(run: RunFiles, now: datetime) -> str:
+    """How long a heartbeat is missing, or what it does takes."""
     age, beat = heartbeat_age(run, now), run.heartbeat
-    if beat is not None and age is not None:
-        stuck = (moment(beat.get("time")) or now) - (moment(beat.get("since")) or now)
-        phase = f"{beat.get('phase')} of epoch {beat.get('epoch')}"
-        if age >= FRESH_SECONDS:
-            text += f"; no heartbeat for {spell(age)} (last: {phase})"
-        elif stuck.total_seconds() >= FRESH_SECONDS:
-            text += f"; in {phase} for {spell(stuck.total_seconds())}"
-    if job.state not in ("RUNNING", "COMPLETING"):
-        text += f" ({job.state})"
-    return Verdict("running", "running", text, job=job.id)
+    if beat is None or age is None:
+        return ""
+    stuck = ((moment(beat.get("time")) or now) - (moment(beat.get("since")) or now)).total_seconds()
+    phase = f"{beat.get('phase')} of epoch {beat.get('epoch')}"
+    if age >= FRESH_SECONDS:
+        return f"; no heartbeat for {spell(age)} (last: {phase})"
+    return f"; in {phase} for {spell(stuck)}" if stuck >= FRESH_SECONDS else ""
+
+
+def _stalled(run: RunFiles, stop: str, now: datetime) -> str:
+    """What to do where it is said to run, without a heartbeat; ``stop``: the command that ends it."""
+    if (heartbeat_age(run, now) or 0.0) < FRESH_SECONDS:
+        return ""
+    return (
+        "it is suspended, or its node or the storage of its folder does not answer: see whether they do. If "
+        f"it stays so: {stop}, and go on from the newest checkpoint: {resume_command(run.path)}"
+    )
 
 
 def _never_begun(run: RunFiles, books: Books, job_id: str | None) -> Verdict:

@@ -23,6 +23,7 @@ from hpcrl.launch.status_read import RunFiles, moment, read_run, spell
 from hpcrl.launch.status_show import Page, emit
 from hpcrl.monitor.advice import split_of
 from hpcrl.monitor.metrics import read_metrics
+from hpcrl.monitor.alarms import name_of
 from hpcrl.pbt.history import Past, read_past
 from hpcrl.pbt.population import Population
 from hpcrl.pbt.records import Reader
@@ -97,11 +98,6 @@ def run_view(path: Path, now: Callable[[], datetime] = lambda: datetime.now(UTC)
     if lines:
         last = lines[-1]
         parts += [_curves(lines), _spent(last), _devices(last)]
-        parts += [
-            Text(f"ALARM epoch {line['epoch']}: {alarm}", style="bold red")
-            for line in lines[-3:]
-            for alarm in line.get("alarms") or ()
-        ]
     else:
         parts.append(Text("no epoch has ended yet"))
     return parts + [Text(f"note: {note}", style="yellow") for note in run.notes]
@@ -113,6 +109,7 @@ def _head(run: RunFiles, now: datetime) -> Text:
     if newest is not None and newest.end is not None:
         state, style = f"ended ({newest.end.get('reason')})", "yellow"
     elif (written := moment(beat.get("time"))) is None:
+        parts += [Text(alarm, style="bold red") for alarm in _alarms(lines)]
         state, style = "not begun yet" if newest is None else "starting", "yellow"
     elif (age := (now - written).total_seconds()) > STALE_SECONDS:
         state, style = f"no heartbeat for {spell(age)}: see hpcrl status", "bold red"
@@ -176,6 +173,13 @@ def _spent(last: dict[str, Any]) -> Text:
 
 def _devices(last: dict[str, Any]) -> Text:
     """Of rank 0, whose figures metrics.jsonl has."""
+def _alarms(lines: list[dict[str, Any]]) -> list[str]:
+    """The newest of each name in the epochs that the curves show: some are raised but once."""
+    raised = [(line["epoch"], alarm) for line in lines[-CURVE:] for alarm in line.get("alarms") or ()]
+    newest = {name_of(alarm): f"ALARM epoch {epoch}: {alarm}" for epoch, alarm in raised}
+    return list(newest.values())
+
+
     host = f"CPU {last['host/cpu']:.0%}, {last['host/memory_gib']:.1f} GiB" if "host/cpu" in last else ""
     if "gpu/utilisation" not in last:
         return Text(f"no GPU; {host}" if host else "")

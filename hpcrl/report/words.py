@@ -283,7 +283,7 @@ def alarms_of(found: Gathered) -> list[str]:
     config = found.config
     if config is None or not found.metrics:
         return []
-    from hpcrl.monitor.alarms import Alarms
+    from hpcrl.monitor.alarms import Alarms, name_of
     from hpcrl.policy.distributions import build_distribution
 
     assets = len(found.record["data"].get("symbols", [])) or 1 if config.env.assets == "all" else 1
@@ -291,12 +291,7 @@ def alarms_of(found: Gathered) -> list[str]:
     alarms = Alarms(assets * kind.collapsed_entropy, assets * kind.greatest_entropy)
     seen: dict[str, tuple[int, str]] = {}
     for line in found.metrics:
-        try:
-            raised = alarms.check(line)
-        except (KeyError, TypeError):  # a line of another version, or with a number that was none
-            continue
-        for text in raised:
-            kind_of = text.partition(":")[0] if ":" in text else " ".join(text.split()[2:5])
-            count, _ = seen.get(kind_of, (0, ""))
-            seen[kind_of] = (count + 1, text)
+        for text in alarms.check(line):
+            count, _ = seen.get(name_of(text), (0, ""))
+            seen[name_of(text)] = (count + 1, text)
     return [f"in training, {plural(count, 'epoch')}, the last time: {text}" for count, text in seen.values()]

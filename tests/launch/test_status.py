@@ -142,7 +142,14 @@ def test_a_run_that_this_machine_trains_is_running_with_progress(world, status):
     assert found["state"] == "running" and f"process {os.getpid()} on {socket.gethostname()}" in found["why"]
     assert (found["epoch"], found["epochs"], found["steps_per_second"]) == (5, 20, 500.0)
     assert (found["seconds_left"], found["reward"], found["loss"]) == (30.0, 0.25, 1.5)
-    assert found["attempts"][0]["ended"] is None and found["command"] == ""
+    assert found["attempts"][0]["ended"] is None and (found["command"], found["advice"]) == ("", "")
+
+
+def test_a_process_that_lives_without_a_heartbeat_is_told_with_what_to_do(world, status):
+    world.beat(world.attempt(job=None, reached=5), 600)
+    found = status(world.path)
+    assert found["state"] == "running" and "no heartbeat for 10 min (last: learn of epoch 3)" in found["why"]
+    assert f"If it stays so: kill {os.getpid()}, and go on" in found["advice"]
 
 
 def test_a_process_that_is_gone_without_a_word_is_dead(world, status):
@@ -282,8 +289,13 @@ def test_a_job_that_runs_is_starting_until_it_trains_and_then_running(world, sta
     world.beat(attempt, 5)
     found = status(world.path)
     assert found["state"] == "running" and found["why"] == "job 12 on node1"
+    assert found["advice"] == ""
     world.beat(attempt, 400)
-    assert "no heartbeat for 6 min (last: learn of epoch 3)" in status(world.path)["why"]
+    found = status(world.path)
+    assert "no heartbeat for 6 min (last: learn of epoch 3)" in found["why"]
+    assert "If it stays so: scancel 12, and go on" in found["advice"] and "--resume" in found["advice"]
+    world.job("SUSPENDED")
+    assert status(world.path)["advice"] == "", "Slurm lets it go on by itself"
     world.job("RUNNING", restarts=1)
     assert status(world.path)["state"] == "starting", "its second start has not come to train"
 

@@ -95,6 +95,18 @@ def test_alarms_of_the_last_epochs_are_shown(run):
     assert "ALARM epoch 2: entropy collapse: raise learn.entropy_coef" in shown(run_view(run.path))
 
 
+def test_an_alarm_that_was_raised_once_is_shown_as_long_as_its_epoch_is_and_one_that_lasts_once(run):
+    run.trained(*[0.1] * 60, alarms=[])
+    lines = [json.loads(line) for line in RunDir(run.path).metrics.read_text().splitlines()]
+    lines[10]["alarms"] = ["critic: long ago"]
+    lines[30]["alarms"] = ["no progress: try"]
+    for line in lines[-5:]:
+        line["alarms"] = ["one action: 99.9%"]
+    RunDir(run.path).metrics.write_text("".join(map(line_of, lines)))
+    told = [line for line in shown(run_view(run.path)).splitlines() if "ALARM" in line]
+    assert told == ["ALARM epoch 31: no progress: try", "ALARM epoch 60: one action: 99.9%"]
+
+
 def test_a_heartbeat_that_is_too_old_is_told(run):
     run.trained(0.1)
     run.beat(STALE_SECONDS - 1)
