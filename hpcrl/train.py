@@ -32,7 +32,7 @@ from hpcrl.monitor.metrics import MetricsFile
 from hpcrl.monitor.sampler import Sampler
 from hpcrl.monitor.stopwatch import Stopwatch
 from hpcrl.monitor.watchdog import Watchdog
-from hpcrl.policy import build_policy
+from hpcrl.policy import Policy, build_policy
 from hpcrl.rollout.collector import Collector
 from hpcrl.rollout.summary import summarise, timing
 from hpcrl.types import STOPPED_EARLY, HpcrlError, RunFailed
@@ -147,6 +147,16 @@ def build(config: Config, world: World, market: Market, scaler: Scaler) -> Train
     if config.train.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # or cuBLAS picks algorithms by load
         torch.use_deterministic_algorithms(True)
+    module, collector = all_or_none(world, lambda: _parts(config, world, market, scaler))
+    module.recomputes = config.engine.activation_checkpointing
+    engine = Engine(module, config.engine, config.learn, world)
+    engine.refresh(collector.policy)
+    scale = ReturnScale(torch.zeros(config.env.envs_per_gpu, dtype=torch.float64, device=world.device))
+    return Trainer(config, world, market, scaler, engine, collector, scale)
+
+
+def _parts(config: Config, world: World, market: Market, scaler: Scaler) -> tuple[Policy, Collector]:
+    """What is this rank's alone: a policy for the engine, and a collector with a copy of it."""
     n_envs = config.env.envs_per_gpu
     env_ids_N = torch.arange(n_envs, device=world.device) + world.rank * n_envs
     simulator = Simulator(
@@ -162,11 +172,7 @@ def build(config: Config, world: World, market: Market, scaler: Scaler) -> Train
     plain = copy.deepcopy(module).requires_grad_(False)
     if config.engine.precision == "bf16":
         plain = plain.to(torch.bfloat16)
-    engine = Engine(module, config.engine, config.learn, world)
-    engine.refresh(plain)
-    collector = Collector(simulator, plain, config, env_ids_N, Stopwatch(world.device))
-    scale = ReturnScale(torch.zeros(n_envs, dtype=torch.float64, device=world.device))
-    return Trainer(config, world, market, scaler, engine, collector, scale)
+    return module, Collector(simulator, plain, config, env_ids_N, Stopwatch(world.device))
 
 
 class Turns(Protocol):

@@ -26,6 +26,7 @@ LIVE_KEYS = (
     "market.path",
     "market.local_copy",
     "engine.device",
+    "engine.activation_checkpointing",
 )
 """Keys and sections that a resumed run may change; the data set itself is compared by its hash."""
 LATER: dict[str, object] = {f"market.{split}_between": [] for split in ("train", "validation", "test")}

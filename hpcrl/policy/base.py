@@ -8,10 +8,12 @@ of history and of today's weights: rebuilt from tokens at each rollout's start a
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from hpcrl.config.policy import PolicyConfig
 from hpcrl.policy.distributions import Distribution, build_distribution
@@ -39,6 +41,9 @@ class Policy(nn.Module, ABC):
     """
 
     embed: nn.Linear
+    recomputes = False
+    """Where gradients are recorded, keep a layer's input alone, and compute the layer again in the backward
+    pass (Chen et al. 2016, arXiv 1604.06174)."""
 
     def __init__(self, config: PolicyConfig, n_assets: int) -> None:
         super().__init__()
@@ -84,6 +89,17 @@ class Policy(nn.Module, ABC):
     @abstractmethod
     def encode(self, token_CQE: Tensor, memory: Memory, age_CQ: Tensor) -> tuple[Tensor, list[Memory]]:
         """Q tokens after ``memory``: x [C, Q, D], and for each layer what ``rebuild`` makes memory from."""
+
+    def _layer(self, layer: Callable[..., tuple[Tensor, Memory]], *inputs: Tensor) -> tuple[Tensor, Memory]:
+        """One layer of ``encode``: x, and what ``rebuild`` makes memory from; nothing where it recomputes."""
+        if not (self.recomputes and torch.is_grad_enabled()):
+            return layer(*inputs)
+        # With early_stop, the default: at ZeRO 3 a layer computed to its end would free the very weights
+        # that are about to get their gradients.
+        x = checkpoint(
+            lambda *given: layer(*given)[0], *inputs, use_reentrant=False, preserve_rng_state=False
+        )
+        return x, ()
 
     @abstractmethod
     def rebuild(self, history_NME: Tensor, length_N: Tensor) -> Memory:

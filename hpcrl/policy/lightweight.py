@@ -64,6 +64,12 @@ class RecurrentBlock(nn.Module):
         keep = torch.sigmoid(-z) * (age > 0).unsqueeze(-1)
         return keep, torch.sigmoid(z) * candidate.float(), gate
 
+    def sequence(self, x: Tensor, age: Tensor, before: Tensor) -> tuple[Tensor, Memory]:
+        """Q tokens after the hidden state ``before``: x after this block, and the hidden states."""
+        keep, inflow, gate = self.begin(x, age)
+        hidden = scan(keep, inflow, before)
+        return self.end(x, hidden, gate), (hidden,)
+
     def end(self, x: Tensor, hidden: Tensor, gate: Tensor) -> Tensor:
         return x + self.out(hidden.to(gate.dtype) * F.silu(gate))
 
@@ -138,10 +144,8 @@ class LightweightPolicy(Policy):
         x = self.embed(token_CQE.to(self.dtype))
         written: list[Memory] = []
         for layer, block in enumerate(self._blocks()):
-            keep, inflow, gate = block.begin(x, age_CQ)
-            hidden = scan(keep, inflow, before_LCD[layer])
-            x = block.end(x, hidden, gate)
-            written.append((hidden,))
+            x, own = self._layer(block.sequence, x, age_CQ, before_LCD[layer])
+            written.append(own)
         return x, written
 
     @torch.no_grad()

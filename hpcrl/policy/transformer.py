@@ -32,6 +32,13 @@ class Block(nn.Module):
     def feedforward(self, x: Tensor) -> Tensor:
         return x + self.down(F.gelu(self.up(self.feedforward_norm(x)), approximate="tanh"))
 
+    def sequence(
+        self, x: Tensor, keys: Tensor, values: Tensor, mask: Tensor, cos: Tensor, sin: Tensor
+    ) -> tuple[Tensor, Memory]:
+        """As ``WindowAttention.sequence``: the tokens after this block, their keys and values."""
+        mixed, k, v = self.attention.sequence(self.attention_norm(x), (keys, values), mask, cos, sin)
+        return self.feedforward(x + mixed), (k, v)
+
 
 class TransformerPolicy(Policy):
     """L pre-norm blocks of width D over tokens of ``n_entries`` E; see ``Policy``."""
@@ -102,10 +109,8 @@ class TransformerPolicy(Policy):
         x = self.embed(token_CQE.to(self.dtype))
         written: list[Memory] = []
         for layer, block in enumerate(self._blocks()):
-            before = (keys_LCHWK[layer], values_LCHWK[layer])
-            mixed, k, v = block.attention.sequence(block.attention_norm(x), before, mask, cos, sin)
-            x = block.feedforward(x + mixed)
-            written.append((k[:, :steps], v[:, :steps]))
+            x, own = self._layer(block.sequence, x, keys_LCHWK[layer], values_LCHWK[layer], mask, cos, sin)
+            written.append(tuple(part[:, :steps] for part in own))
         return x[:, :steps], written
 
     @torch.no_grad()
