@@ -123,9 +123,9 @@ def test_options_and_attributes_of_the_batch(planted_path):
     env.close()
 
 
-def test_the_readmes_example_runs(planted_path):
-    readme = (Path(__file__).resolve().parents[2] / "README.md").read_text()
-    (code,) = re.findall(r"<!-- gymnasium -->\n```python\n(.*?)```", readme, re.S)
+def test_the_documented_example_runs(planted_path):
+    page = (Path(__file__).resolve().parents[2] / "docs" / "gymnasium.md").read_text()
+    (code,) = re.findall(r"<!-- gymnasium -->\n```python\n(.*?)```", page, re.S)
     assert code.count("data/market.h5") == 2
     names: dict = {}
     exec(code.replace("data/market.h5", str(planted_path)), names)
