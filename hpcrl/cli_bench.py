@@ -9,9 +9,9 @@ from typing import Annotated
 
 import typer
 
-from hpcrl.cli_options import Json, Sets, TablesFile, database_request, known_secrets
+from hpcrl.cli_options import Json, Sets, TablesFile, database_request, group, known_secrets
 
-bench_app = typer.Typer(no_args_is_help=True, help="Measure speed, as ratios and splits of one run.")
+bench_app = group("Measure speed, as ratios and splits of one run.")
 
 
 @bench_app.command("train")

@@ -9,12 +9,35 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from hpcrl.types import HpcrlError, RunFailed
+
+UsageError: Any = typer.BadParameter.__base__
+"""Typer's own, whichever Click it brings."""
 
 if TYPE_CHECKING:  # pydantic and numpy: not for --help
     from hpcrl.config.secrets import Secrets
     from hpcrl.market.request import DatabaseRequest
+
+
+class _Verbs(TyperGroup):
+    """Its help shows all of a verb's first paragraph, where Click would cut it off."""
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        verbs = {name: self.get_command(ctx, name) for name in self.list_commands(ctx)}
+        shown = [(name, (verb.help or "").partition("\n\n")[0]) for name, verb in verbs.items() if verb]
+        with formatter.section("Commands"):
+            formatter.write_dl(shown)
+
+
+def group(about: str | None) -> typer.Typer:
+    """A Typer of verbs with plain help: it fits into 80 columns, and needs no Rich."""
+    return typer.Typer(
+        cls=_Verbs, help=about, no_args_is_help=True, rich_markup_mode=None,
+        add_completion=False, pretty_exceptions_enable=False,
+    )  # fmt: skip
+
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 Sets = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a config key.")]
@@ -22,6 +45,19 @@ TablesFile = Annotated[
     Path | None,
     typer.Option("--tables", metavar="YAML", help="Names of tables and columns: yaml/tables.yaml."),
 ]
+
+
+def usage_words(error: Any) -> str:
+    """What Typer refuses, in one line: ``--bars '0': must be greater than or equal to 1``."""
+    found = getattr(error.__cause__, "errors", None)  # pydantic's, of a value that is not of its type
+    if found is None or getattr(error, "param", None) is None:
+        words = str(error.format_message()).rstrip(".")
+        return f"{words[:1].lower()}{words[1:]}"
+    from hpcrl.config.explain import needed
+
+    item, param = found()[0], error.param
+    name = next((each for each in param.opts if each[0] == "-"), param.metavar or param.name)
+    return f"{name} {item['input']!r:.80}: {needed(item).removeprefix(repr(item['input'])).strip(' .')}"
 
 
 def names(text: str, option: str) -> tuple[str, ...]:

@@ -16,10 +16,10 @@ from typing import Annotated
 
 import typer
 
-from hpcrl.cli_options import Json, Sets
+from hpcrl.cli_options import Json, Sets, group
 from hpcrl.types import HpcrlError
 
-pbt_app = typer.Typer(no_args_is_help=True, help="Populations: members that copy the best of them.")
+pbt_app = group("Populations: members that copy the best of them.")
 
 Folder = Annotated[Path, typer.Argument(metavar="POPULATION", help="A folder pbt_YYYYMMDD_HHMMSS.")]
 

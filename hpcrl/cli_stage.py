@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from hpcrl.cli_options import Json, TablesFile, database_request, known_secrets, names
+from hpcrl.cli_options import Json, TablesFile, database_request, group, known_secrets, names
 from hpcrl.types import HpcrlError
 
 if TYPE_CHECKING:  # pydantic and numpy: not for --help
     from hpcrl.market.request import DatabaseRequest
 
-stage_app = typer.Typer(no_args_is_help=True, help="Stage market bars into one immutable HDF5 file.")
+stage_app = group("Stage market bars into one immutable HDF5 file.")
 
 Out = Annotated[Path, typer.Option("--out", help="HDF5 file to make.")]
 Symbols = Annotated[str, typer.Option(help="A,B,...; default: those of --update, else the six of synthetic.")]

@@ -18,7 +18,7 @@ from hpcrl.cli_options import Json
 def status(
     target: Annotated[
         str | None,
-        typer.Argument(metavar="[RUN|JOB]", help="A run folder, or a job's id. Default: the newest runs."),
+        typer.Argument(metavar="RUN|JOB", help="A run folder, or a job's id. Default: the newest runs."),
     ] = None,
     as_json: Json = False,
 ) -> None:

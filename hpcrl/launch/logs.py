@@ -21,6 +21,7 @@ _SIGN = re.compile(r"%(\d*)(.)")
 # Most telling first.
 _ERRORS = (
     re.compile(r"^error: (?P<say>rank \d+.* hangs: .*)"),
+    re.compile(r"^error: (?:rank \d+: )?(?P<say>out of memory on rank .*)"),
     re.compile(r"(?P<say>CUDA out of memory.*|.*OutOfMemoryError.*|.*can't allocate memory.*)"),
     re.compile(
         r"(?:^slurmstepd\S* error: |^)(?P<say>Exceeded job memory limit|.*oom[-_ ]kill event.*|"

@@ -13,10 +13,20 @@ from hpcrl.launch.status_show import Page
 _COLOURS = {"running": "green", "finished": "green", "waiting": "yellow", "failed": "red"}
 
 
-def page(status: PopulationStatus) -> Page:
+def page(status: PopulationStatus, urgent_first: bool = False) -> Page:
+    """``urgent_first``: what went wrong above the tables, for a window that may be lower than the page."""
     population = status.population
     head = Text.assemble((status.state, f"bold {_COLOURS[status.state]}"), f"  {population.path.name}")
-    parts: Page = [head, _facts(status), _members(status), _turns(status)]
+    tables: Page = [_members(status), _turns(status)]
+    urgent = _urgent(status)
+    parts: Page = [head, _facts(status), *(urgent + tables if urgent_first else tables + urgent)]
+    if status.command:
+        parts += [Text("\nto go on:"), status.command]
+    return parts
+
+
+def _urgent(status: PopulationStatus) -> Page:
+    parts: Page = []
     for why in dict.fromkeys(member.why for member in status.members if member.why):
         those = [str(member.past.member) for member in status.members if member.why == why]
         named = f"member{'s' * (len(those) > 1)} {', '.join(those)}"
@@ -24,10 +34,7 @@ def page(status: PopulationStatus) -> Page:
     for member in status.members:
         parts += [Text(f"ALARM member {member.past.member}: {alarm}", style="red")
                   for alarm in member.past.alarms]  # fmt: skip
-    parts += [Text(f"note: {note}", style="yellow") for note in status.notes]
-    if status.command:
-        parts += [Text("\nto go on:"), status.command]
-    return parts
+    return parts + [Text(f"note: {note}", style="yellow") for note in status.notes]
 
 
 def _facts(status: PopulationStatus) -> Table:
@@ -56,7 +63,7 @@ def _members(status: PopulationStatus) -> Padding:
     shown = Table(box=None, pad_edge=False, header_style="bold")
     shown.add_column("member", no_wrap=True)
     shown.add_column("state", no_wrap=True)
-    for name in ("generation", "env steps", "objective"):
+    for name in ("epoch", "gen.", "env steps", "objective"):
         shown.add_column(name, justify="right", no_wrap=True)
     shown.add_column("weights of", no_wrap=True)
     for member in status.members:
@@ -64,6 +71,7 @@ def _members(status: PopulationStatus) -> Padding:
         shown.add_row(
             _name(member, status),
             Text(member.state, style=_COLOURS[member.state]),
+            str(member.epoch),
             str(record.generation if record else 0),
             f"{record.env_steps if record else 0:,}",
             f"{record.objective:.4g} +- {record.spread:.2g}" if record else "-",

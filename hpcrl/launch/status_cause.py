@@ -68,6 +68,8 @@ class Cause:
     """For people, without a full stop."""
     saved: bool = False
     """All was saved when it ended."""
+    advice: str = ""
+    """Of the attempt itself, where it had any."""
 
 
 def why_ended(
@@ -95,10 +97,10 @@ def _of_killed(slurm: JobState | Start | None, words: LogWords, who: str | None)
     if kind in ("", "requeued") and due != "requeued":  # of a requeued start, Slurm says no more than that
         kind = due or kind
     if kind in ("time_limit", "preempted", "node_failure", "cancelled"):
-        nodes = f" ({slurm.nodes})" if kind == "node_failure" and slurm is not None and slurm.nodes else ""
-        saved = "" if kind == "node_failure" else " before it could save"
+        if kind == "node_failure":
+            return Cause(kind, _node_failed(slurm))
         by = _by(who) if kind == "cancelled" else ""
-        return Cause(kind, f"{_TEXTS[kind]}{by}{nodes}{saved}")
+        return Cause(kind, f"{_TEXTS[kind]}{by} before it could save")
     if words.crash or (code and code > 2):
         return Cause("crashed", _with(_crash(code, words), words.error))
     if words.error:
@@ -120,18 +122,29 @@ def _of_end(end: dict[str, Any], slurm: JobState | Start | None, words: LogWords
         kind = _STATES.get(slurm.state, "") if slurm is not None else ""
         if kind in ("", "requeued"):
             kind = "preempted" if words.preempted else "time_limit" if reason == "SIGUSR2" else "stopped"
-        text = _SIGNALS.get(reason, reason) if kind == "stopped" or reason == "SIGUSR2" else _TEXTS[kind]
+        own = kind == "stopped" or (kind == "time_limit" and reason == "SIGUSR2")
+        text = _SIGNALS.get(reason, reason) if own else _TEXTS[kind]
         by = _by(who) if kind == "cancelled" else ""
         return Cause(kind, f"{text}{by}; all was saved", saved=True)
-    if "is superseded by attempt" in reason:
-        return Cause("superseded", reason.partition(":")[0])
+    if found := re.search(r"is superseded by (attempt \d+)", reason):
+        lost = slurm is not None and _STATES.get(slurm.state) == "node_failure"
+        first = f"{_node_failed(slurm)}; " if lost else ""
+        return Cause("superseded", f"{first}it gave way to {found[1]}")
     if "without a new checkpoint" in reason:
         return Cause("fruitless", reason)
+    if reason.startswith("out of memory on rank"):
+        happened, *more = reason.splitlines()
+        advice = [line.strip() for line in more if line.startswith("    ")]
+        return Cause("out_of_memory", happened, advice="; or ".join(advice[:2]))
     return Cause("mistake" if code == 2 else "failed", reason or f"it failed with exit code {code}")
 
 
 def _with(text: str, detail: str) -> str:
     return f"{text}: {detail}" if detail and detail not in text else text
+
+
+def _node_failed(slurm: JobState | Start | None) -> str:
+    return f"{_TEXTS['node_failure']}{f' ({slurm.nodes})' if slurm is not None and slurm.nodes else ''}"
 
 
 def _by(who: str | None) -> str:
@@ -187,11 +200,13 @@ def removed_run(job: JobState) -> Path | None:
 
 def advice_for(cause: Cause) -> str:
     """What to do before it goes on, "" where nothing is to be done."""
+    if cause.advice:
+        return cause.advice
     if _KILLED in cause.text:
         return "see whether memory ran out (sacct -j JOB -o JobID,MaxRSS,ReqMem); then --mem, or less to hold"
     return {
         "out_of_memory": "give it more memory (--mem), or less to hold: env.envs_per_gpu, learn.batch_size, "
-        "policy.model_type: lightweight",
+        "engine.activation_checkpointing: true, policy.model_type: lightweight",
         "mistake": "mend that",
         "failed": "mend that",
         "fruitless": "look into the attempts' logs",

@@ -11,9 +11,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console, Group
+from rich.console import Console, ConsoleOptions, Group, RenderResult
 from rich.live import Live
 from rich.progress_bar import ProgressBar
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
@@ -22,13 +23,13 @@ from hpcrl.launch.population_status import MemberStatus, PopulationStatus
 from hpcrl.launch.status_read import RunFiles, moment, read_run, spell
 from hpcrl.launch.status_show import Page, emit
 from hpcrl.monitor.advice import split_of
-from hpcrl.monitor.metrics import read_metrics
 from hpcrl.monitor.alarms import name_of
+from hpcrl.monitor.metrics import read_metrics
 from hpcrl.pbt.history import Past, read_past
 from hpcrl.pbt.population import Population
 from hpcrl.pbt.records import Reader
 from hpcrl.storage.run_dir import RunDir
-from hpcrl.types import HpcrlError
+from hpcrl.types import STOPPED_EARLY, HpcrlError
 
 STALE_SECONDS = 90.0
 """A heartbeat is written every 15 s: one this old is of a process that is gone, or of storage that hangs."""
@@ -57,14 +58,27 @@ def watch(path: Path, every: float, once: bool) -> None:
     with Live(console=Console(highlight=False), auto_refresh=False, screen=True) as live:
         try:
             while True:
-                live.update(Group(*_texts(view(path)), Text("\nCtrl-C leaves", style="dim")), refresh=True)
+                live.update(_Screen(view(path)), refresh=True)
                 time.sleep(every)
         except KeyboardInterrupt:
             return
 
 
-def _texts(parts: Page) -> Page:
-    return [Text(f"  {part}", style="bold") if isinstance(part, str) else part for part in parts]
+class _Screen:
+    """As much of a page as the terminal is high, and below it what is not shown, and how to leave."""
+
+    def __init__(self, parts: Page) -> None:
+        self.parts = [Text(f"  {part}", style="bold") if isinstance(part, str) else part for part in parts]
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        page = console.render_lines(Group(*self.parts), options.update(height=None), pad=False)
+        room = max(console.height - 1, 1)
+        hidden = max(len(page) - room, 0)
+        for line in page[:room]:
+            yield from line
+            yield Segment.line()
+        more = f"; {hidden} more lines in a higher window, or by --once" if hidden else ""
+        yield Text(f"Ctrl-C leaves{more}", style="dim", end="", no_wrap=True, overflow="ellipsis")
 
 
 def population_view(path: Path, now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> Page:
@@ -74,7 +88,7 @@ def population_view(path: Path, now: Callable[[], datetime] = lambda: datetime.n
     members = [_member(past, population.folder(past.member), now()) for past in read_past(population, reader)]
     members.sort(key=lambda member: -member.record.objective if member.record else float("inf"))
     notes = [f"{file}: {why}" for file, why in sorted(reader.skipped.items())]
-    return population_page(PopulationStatus(population, tuple(members), tuple(notes)))
+    return population_page(PopulationStatus(population, tuple(members), tuple(notes)), urgent_first=True)
 
 
 def _member(past: Past, folder: Path, now: datetime) -> MemberStatus:
@@ -82,12 +96,15 @@ def _member(past: Past, folder: Path, now: datetime) -> MemberStatus:
         run = read_run(folder)
     except HpcrlError:
         return MemberStatus(past, "waiting", "", 0, None, pending=True)
-    finished = run.progress.epochs is not None and run.progress.epoch >= run.progress.epochs
+    epoch, end = run.progress.epoch, run.newest.end if run.newest is not None else None
+    if end is not None:
+        code = end.get("code")
+        state = {0: "finished", STOPPED_EARLY: "waiting"}.get(code if isinstance(code, int) else 1, "failed")
+        why = str(end.get("reason")) if state == "failed" else ""
+        return MemberStatus(past, state, why, epoch, None, pending=True)
     written = moment((run.heartbeat or {}).get("time"))
     alive = written is not None and (now - written).total_seconds() <= STALE_SECONDS
-    ended = run.newest is not None and run.newest.end is not None
-    state = "finished" if finished else "running" if alive and not ended else "waiting"
-    return MemberStatus(past, state, "", run.progress.epoch, None, pending=True)
+    return MemberStatus(past, "running" if alive else "waiting", "", epoch, None, pending=True)
 
 
 def run_view(path: Path, now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> Page:
@@ -97,6 +114,7 @@ def run_view(path: Path, now: Callable[[], datetime] = lambda: datetime.now(UTC)
     parts: Page = [_head(run, now()), _progress(run)]
     if lines:
         last = lines[-1]
+        parts += [Text(alarm, style="bold red") for alarm in _alarms(lines)]
         parts += [_curves(lines), _spent(last), _devices(last)]
     else:
         parts.append(Text("no epoch has ended yet"))
@@ -107,9 +125,8 @@ def _head(run: RunFiles, now: datetime) -> Text:
     """What it does, and since when."""
     newest, beat = run.newest, run.heartbeat or {}
     if newest is not None and newest.end is not None:
-        state, style = f"ended ({newest.end.get('reason')})", "yellow"
+        state, style = _ended(newest.end)
     elif (written := moment(beat.get("time"))) is None:
-        parts += [Text(alarm, style="bold red") for alarm in _alarms(lines)]
         state, style = "not begun yet" if newest is None else "starting", "yellow"
     elif (age := (now - written).total_seconds()) > STALE_SECONDS:
         state, style = f"no heartbeat for {spell(age)}: see hpcrl status", "bold red"
@@ -121,11 +138,19 @@ def _head(run: RunFiles, now: datetime) -> Text:
     return Text.assemble((run.path.name, "bold"), "  ", (state, style), (where, "dim"))
 
 
+def _ended(end: dict[str, Any]) -> tuple[str, str]:
+    """In words, and their style."""
+    code, reason = end.get("code"), end.get("reason")
+    if code == 0:
+        return "finished", "bold green"
+    return (f"stopped ({reason})", "yellow") if code == STOPPED_EARLY else (f"failed: {reason}", "bold red")
+
+
 def _progress(run: RunFiles) -> Table:
     progress = run.progress
     row = Table.grid(padding=(0, 2))
     of = f" of {progress.epochs}" if progress.epochs else ""
-    left = f"{spell(progress.seconds_left)} left" if progress.seconds_left is not None else ""
+    left = f"{spell(progress.seconds_left)} left" if progress.seconds_left else ""
     saved = f"checkpoint {run.checkpoint}" if run.checkpoint is not None else "no checkpoint yet"
     bar = ProgressBar(
         total=progress.epochs or 1, completed=min(progress.epoch, progress.epochs or 1), width=24
@@ -146,6 +171,13 @@ def _curves(lines: list[dict[str, Any]]) -> Table:
             newest = "-" if values[-1] is None else form.format(values[-1])
             shown.add_row(name, newest, sparkline(values))
     return shown
+
+
+def _alarms(lines: list[dict[str, Any]]) -> list[str]:
+    """The newest of each name in the epochs that the curves show: some are raised but once."""
+    raised = [(line["epoch"], alarm) for line in lines[-CURVE:] for alarm in line.get("alarms") or ()]
+    newest = {name_of(alarm): f"ALARM epoch {epoch}: {alarm}" for epoch, alarm in raised}
+    return list(newest.values())
 
 
 def sparkline(values: list[float | None]) -> str:
@@ -173,13 +205,6 @@ def _spent(last: dict[str, Any]) -> Text:
 
 def _devices(last: dict[str, Any]) -> Text:
     """Of rank 0, whose figures metrics.jsonl has."""
-def _alarms(lines: list[dict[str, Any]]) -> list[str]:
-    """The newest of each name in the epochs that the curves show: some are raised but once."""
-    raised = [(line["epoch"], alarm) for line in lines[-CURVE:] for alarm in line.get("alarms") or ()]
-    newest = {name_of(alarm): f"ALARM epoch {epoch}: {alarm}" for epoch, alarm in raised}
-    return list(newest.values())
-
-
     host = f"CPU {last['host/cpu']:.0%}, {last['host/memory_gib']:.1f} GiB" if "host/cpu" in last else ""
     if "gpu/utilisation" not in last:
         return Text(f"no GPU; {host}" if host else "")

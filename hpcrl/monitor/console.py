@@ -54,7 +54,9 @@ class TrainingConsole:
         if self.rank != 0:
             return
         if self.bar is not None:
-            self.bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
+            # Advice is broken between words; other lines may hold a command that is to be copied.
+            advice = text.startswith(("ALARM ", "WARNING: ", "[GPU "))
+            self.bar.console.print(text, markup=False, highlight=False, soft_wrap=not advice)
         else:
             print(text, flush=True)
 
@@ -65,13 +67,18 @@ class TrainingConsole:
         """``Epoch 3: Loss=0.0123, Reward=0.0041``, or the bar moves on. Reward is a mean per env step."""
         reward, loss = f"{metrics['reward']:.3g}", f"{metrics['loss']:.4f}"
         if self.bar is not None and self.task is not None:
-            rate = f"{metrics['time/steps_per_second']:,.0f}"
+            steps = metrics["time/steps_per_second"]
+            rate = f"{steps:,.0f}" if steps < 1e6 else f"{steps / 1e6:.1f}M"
+            loss = loss if abs(metrics["loss"]) < 1e3 else f"{metrics['loss']:.2e}"
             self.bar.update(self.task, completed=metrics["epoch"], rate=rate, reward=reward, loss=loss)
         elif self.rank == 0:
             print(f"Epoch {metrics['epoch']}: Loss={loss}, Reward={reward}", flush=True)
 
     def devices(self, metrics: dict, warnings: list[str]) -> None:
-        """This rank's GPU, or where there is none its CPU and memory; and what is amiss with it."""
+        """This rank's GPU, or where there is none its CPU and memory; and what is amiss with it.
+
+        Where a bar is drawn, rank 0's alone.
+        """
         if "gpu/utilisation" in metrics:
             text = (
                 f"Utilisation {metrics['gpu/utilisation']:.0%}, memory {metrics['gpu/memory_gib']:.1f} of "
@@ -80,7 +87,10 @@ class TrainingConsole:
             )
         else:
             text = f"CPU {metrics['host/cpu']:.0%} of its cores, memory {metrics['host/memory_gib']:.1f} GiB"
-        self.rank_line(text)
+        if self.bar is not None:
+            self.say(f"[GPU {self.rank}] {text}")
+        else:
+            self.rank_line(text)
         for warning in warnings:
             self.warn(warning)
 

@@ -120,7 +120,7 @@ def test_a_run_that_has_ended_or_not_begun_says_so(run):
     run.trained(None)
     run.attempt.end(0, 20, "finished")
     page = shown(run_view(run.path))
-    assert "ended (finished)" in page and "loss" in page
+    assert f"{run.path.name}  finished" in page and "loss" in page
     assert "\n  reward" not in page  # no finite reward, no curve
 
 
