@@ -14,7 +14,7 @@ from scripted_nvml import HEAT_DRIVER, HEAT_HARDWARE, IDLE, POWER_CAP, Card, Nvm
 from hpcrl.monitor.advice import gpu_warnings, imbalance, split_of
 from hpcrl.monitor.console import TrainingConsole
 from hpcrl.monitor.gpu import THROTTLES, Gpu, NoGpu, decode
-from hpcrl.monitor.sampler import Sampler
+from hpcrl.monitor.sampler import EVERY_SECONDS, Sampler
 
 CUDA = [torch.device("cuda", index) for index in range(3)]
 
@@ -79,6 +79,23 @@ def test_what_is_read_is_the_mean_or_the_highest_since_the_last_read(node):
     assert (found["gpu/memory_gib"], found["gpu/memory_total_gib"]) == (60.0, 80.0)
     assert (found["gpu/power_w"], found["gpu/clock_mhz"]) == (500.0, 1900.0)
     assert not any(key.startswith("gpu/") for key in sampler.read())
+
+
+def test_sampling_and_reading_take_less_than_a_hundredth_of_a_second_each_second(node, record_property):
+    """In its own thread, by that thread's clock; the driver's part is not in it."""
+    with Sampler(CUDA[0], every_seconds=0.001) as sampler:
+        clock = time.pthread_getcpuclockid(sampler._thread.ident)
+        until = time.monotonic() + 60
+        while len(sampler._samples) < 200 and time.monotonic() < until:
+            time.sleep(0.01)
+        spent, samples = time.clock_gettime(clock), len(sampler._samples)
+        begin = time.thread_time()
+        assert sampler.read()["gpu/utilisation"] > 0
+        reading = time.thread_time() - begin
+    assert samples >= 200
+    record_property("sampler, CPU time of a sample in us", round(spent / samples * 1e6))
+    record_property("sampler, CPU time of a read in us", round(reading * 1e6))
+    assert spent / samples + reading < 0.01 * EVERY_SECONDS
 
 
 def test_without_a_driver_it_says_so_once_and_goes_on_with_the_host(node):
