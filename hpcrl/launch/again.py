@@ -4,8 +4,9 @@ Rank 0 calls ``go_on`` after a clean stop; job scripts run ``python -m hpcrl.lau
 after srun has ended with a crash or a hang (ARGUMENTS: those of hpcrl train, which tell the run), and after a
 clean stop in case that rank 0 could not do it: it may live in a container without Slurm's commands. Never
 started again: a job that was cancelled, an attempt that a newer one has superseded, and one whose rank 0 says
-that it failed for a reason that would be the same next time. Out of memory is a crash like others: what grew
-too large may fit the next time, and three attempts without a checkpoint end the run.
+that it failed for a reason that would be the same next time, as a rank says that finds no memory left. One
+that is killed for its memory is a crash like others: what grew too large may fit the next time, and three
+attempts without a checkpoint end the run.
 
 HPCRL_REQUEUE: requeue (default), successor (where the site forbids requeueing), never. Nothing here knows
 torch, and nothing raises.
@@ -134,7 +135,7 @@ def _check_run(code: int, run: Path, job: str, restarts: int) -> None:
 def _failed(attempt: AttemptRecord) -> str:
     """Why rank 0 failed, if it failed first; srun's code may be that of ranks that it killed then."""
     end = attempt.end or {}
-    reason = str(end.get("reason") or "")
+    reason = str(end.get("reason") or "").partition("\n")[0]
     return reason if end.get("code") in (1, 2) and reason != LOST_A_PEER else ""
 
 

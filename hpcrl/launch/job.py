@@ -213,10 +213,12 @@ def _train(world: World, config: Config, run: RunDir | None, request: Request, s
     from hpcrl.monitor.watchdog import Watchdog
     from hpcrl.world.agree import all_or_none
 
+    from hpcrl.monitor.memory import answered
     console = TrainingConsole(world.rank, config.train.epochs, config.monitor.progress)
     console.rank_line("Setting up...")
     patience = config.monitor.hang_minutes * 60
-    with Watchdog(patience, rank=world.rank) as watchdog:
+    where = run.path if run is not None else None
+    with Watchdog(patience, rank=world.rank) as watchdog, answered(world, config, watchdog, where):
         watchdog.beat("set-up", 0)
         if stop.agreed(world):  # while torch was loaded; a grace time may not suffice for the set-up
             console.say("Stopped before training began: nothing is lost.")
@@ -227,8 +229,10 @@ def _train(world: World, config: Config, run: RunDir | None, request: Request, s
         market = all_or_none(world, lambda: load_market(config.market))
         all_or_none(world, lambda: market.require("train", config.episode_steps, config.env.fill_lag))
         trainer = None
+        watchdog.beat("data", 0)
         if run is None:
             into = RunDir(request.run.absolute()) if request.run else None
+        watchdog.beat("build", 0)
             trainer, run = begin(world, config, market, request.init, into)
         else:
             known = run
@@ -252,8 +256,12 @@ def _attempt(
     world, run = session.world, session.run
     watchdog.beat("restore", 0)
     code, epoch, reason = 1, None, "failed"
+    from hpcrl.monitor.memory import answered
+    from hpcrl.world.memory import OutOfMemory
+
     try:
-        code, epoch = _train_in(session, trainer, config, market, stop, console, watchdog)
+        with answered(world, config, watchdog, run.path):
+            code, epoch = _train_in(session, trainer, config, market, stop, console, watchdog)
         reason = _why_stopped(world, stop) if code == STOPPED_EARLY else "finished"
     except Exception as met:
         # Its files are gone, say, because a newer attempt has taken over while it was writing.
@@ -265,6 +273,8 @@ def _attempt(
         raise error from (None if error is met else met)
     finally:
         session.end(code, epoch, reason)
+        if isinstance(error, OutOfMemory):
+            session.tell_end(code, reason)
     if code == STOPPED_EARLY:
         watchdog.beat("requeue", epoch or 0)
         console.say(f"Stopped after epoch {epoch}, all saved.")

@@ -10,9 +10,10 @@ from typing import TextIO
 from hpcrl.checkpoint.manager import CheckpointManager
 from hpcrl.checkpoint.provenance import read_record, recorded_config
 from hpcrl.config.root import Config, changed_live
+from hpcrl.launch.again import LOST_A_PEER
 from hpcrl.monitor.metrics import MetricsFile
 from hpcrl.monitor.tensorboard import EventFile
-from hpcrl.storage.attempts import Attempt, attempt_folder, refuse_if_taken_over, who_begins
+from hpcrl.storage.attempts import Attempt, attempt_folder, refuse_if_taken_over, who_begins, write_end
 from hpcrl.storage.lock import hold
 from hpcrl.storage.run_dir import RunDir
 from hpcrl.types import HpcrlError
@@ -92,9 +93,15 @@ class Session:
             return error
         return None
 
+    def tell_end(self, code: int, reason: str) -> None:
+        """Say on any rank why the attempt ends: rank 0 may be killed without having learnt it."""
+        if self.attempt is None:
+            write_end(self.folder.path, code, None, reason)
+
     def end(self, code: int, epoch: int | None, reason: str) -> None:
-        """Say how it ended, and let go of the run."""
-        if self.attempt is not None:
+        """Say how it ended, and let go of the run. What the rank that was lost has told stays."""
+        told = reason == LOST_A_PEER and (self.folder.path / "end.json").exists()
+        if self.attempt is not None and not told:
             self.attempt.end(code, epoch, reason)
         if self._lock is not None:
             self._lock.close()

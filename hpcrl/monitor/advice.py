@@ -62,8 +62,8 @@ def _memory(metrics: dict[str, Any], envs_per_gpu: int) -> list[str]:
     used, total = metrics["gpu/memory_gib"], metrics["gpu/memory_total_gib"]
     if used > FULL * total:
         return [
-            f"memory nearly full, {used:.1f} of {total:.1f} GiB: lower learn.batch_size or env.envs_per_gpu, "
-            "or use policy.model_type: lightweight"
+            f"memory nearly full, {used:.1f} of {total:.1f} GiB: set engine.activation_checkpointing: true, "
+            "lower learn.batch_size or env.envs_per_gpu, or use policy.model_type: lightweight"
         ]
     if used < ROOMY * total:
         # Weights and moments do not grow with the environments: in proportion is a number that surely fits.

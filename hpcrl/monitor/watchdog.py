@@ -41,7 +41,7 @@ class Watchdog:
 
     def __init__(self, seconds: float, heartbeat: Path | None = None, rank: int = 0) -> None:
         self._seconds, self._heartbeat, self._rank = seconds, heartbeat, rank
-        self._phase, self._epoch, self._since = "start", 0, datetime.now(UTC)
+        self.phase, self.epoch, self._since = "start", 0, datetime.now(UTC)
         self._beats = 0
         self._ended = threading.Event()
         self._begun = threading.Event()
@@ -65,7 +65,7 @@ class Watchdog:
 
     def beat(self, phase: str, epoch: int) -> None:
         """This rank gets on: it begins ``phase``, a word or two, of ``epoch``."""
-        self._phase, self._epoch, self._since = phase, epoch, datetime.now(UTC)
+        self.phase, self.epoch, self._since = phase, epoch, datetime.now(UTC)
         self._beats += 1
         self._begun.set()
 
@@ -99,8 +99,8 @@ class Watchdog:
     def _tell(self) -> None:
         line = (
             f"error: rank {self._rank} on {socket.gethostname()} hangs: nothing happened for "
-            f"{self._seconds / 60:g} min (monitor.hang_minutes) in {self._phase!r} of epoch "
-            f"{self._epoch}; where its threads are is written above. It ends with exit code {HUNG}, and "
+            f"{self._seconds / 60:g} min (monitor.hang_minutes) in {self.phase!r} of epoch "
+            f"{self.epoch}; where its threads are is written above. It ends with exit code {HUNG}, and "
             "the run can go on from its newest checkpoint\n"
         )
         with contextlib.suppress(OSError):
@@ -129,8 +129,8 @@ class Watchdog:
     def _record(self) -> dict[str, str | int]:
         return {
             "time": datetime.now(UTC).isoformat(timespec="seconds"),
-            "epoch": self._epoch,
-            "phase": self._phase,
+            "epoch": self.epoch,
+            "phase": self.phase,
             "since": self._since.isoformat(timespec="seconds"),
             "host": socket.gethostname(),
             "pid": os.getpid(),

@@ -310,10 +310,14 @@ class Attempt:
                 other.unlink()
 
     def end(self, code: int, epoch: int | None, reason: str) -> None:
-        """Say how it ended. Best effort: it must not hide what went wrong."""
-        with contextlib.suppress(HpcrlError, OSError):
-            value = {"code": code, "epoch": epoch, "reason": reason, "ended": _now()}
-            write_json(self.record.path / "end.json", value)
+        write_end(self.record.path, code, epoch, reason)
+
+
+def write_end(folder: Path, code: int, epoch: int | None, reason: str) -> None:
+    """Say how the attempt of this folder ended. Best effort: it must not hide what went wrong."""
+    with contextlib.suppress(HpcrlError, OSError):
+        value = {"code": code, "epoch": epoch, "reason": reason, "ended": _now()}
+        write_json(folder / "end.json", value)
 
 
 def run_of_job(parent: Path, job: str) -> Path | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,13 @@ from hpcrl.market.dataset import Market
 from hpcrl.market.load import load_market
 from hpcrl.market.scaler import fit_scaler
 from hpcrl.market.stage import stage_synthetic
+from hpcrl.monitor.memory import remedies
 from hpcrl.policy import build_policy
 from hpcrl.storage.run_dir import RunDir
 from hpcrl.train import Trainer, build
 from hpcrl.types import Rollout
 from hpcrl.verify.finding import Trouble
+from hpcrl.world.memory import shortage_of
 from hpcrl.world.world import World
 
 RATIO = {"fp32": 1e-3, "bf16": 0.25}
@@ -62,6 +65,21 @@ class Trial:
         self.trainer: Trainer | None = None
         self.rollout: Rollout | None = None
         self.checkpoint_bytes = 0
+
+    def within_memory(self, check: Callable[[], str]) -> Callable[[], str]:
+        """The check, with the answer where memory does not suffice for it."""
+
+        def checked() -> str:
+            try:
+                return check()
+            except Exception as error:
+                shortage = shortage_of(error, self._world)
+                if shortage is None:
+                    raise
+                fix = "; or ".join(remedies(shortage, "trial", self._given))
+            raise Trouble(f"{shortage}, in an update of one chunk", fix)
+
+        return checked
 
     def check_model(self) -> str:
         """Forward and backward, all finite; stepping through tokens says what the sequence says."""

@@ -109,9 +109,9 @@ def _by_training(request: Request, config: Config, market: Any) -> Iterator[Find
         with places.probe_folder(Path(config.checkpoint.dir)) as folder:
             world = start_world(config.engine.device)
             trial = Trial(config, market, world, folder)
-            yield examine("model", trial.check_model)
-            yield examine("engine", trial.check_engine)
-            yield examine("checkpoint", trial.check_checkpoint)
+            yield examine("model", trial.within_memory(trial.check_model))
+            yield examine("engine", trial.within_memory(trial.check_engine))
+            yield examine("checkpoint", trial.within_memory(trial.check_checkpoint))
     except Trouble as trouble:
         yield Finding(check="model", status="fail", found=trouble.found, fix=trouble.fix)
         return

@@ -8,6 +8,7 @@ from typing import TypeVar
 
 from hpcrl.types import HpcrlError, RunFailed
 from hpcrl.world.collectives import gather_objects
+from hpcrl.world.memory import OutOfMemory, shortage_of
 from hpcrl.world.world import World
 
 T = TypeVar("T")
@@ -15,7 +16,7 @@ T = TypeVar("T")
 
 def all_or_none(world: World, action: Callable[[], T]) -> T:
     """Run a local action on every rank; if it fails on any, raise the same error on all. Collective."""
-    result, failure = None, None
+    result, failure, shortage = None, None, None
     try:
         result = action()
     except HpcrlError as error:
@@ -23,9 +24,13 @@ def all_or_none(world: World, action: Callable[[], T]) -> T:
     except Exception as error:  # whatever it is, the others must not wait for this rank
         if world.size == 1:
             raise
-        traceback.print_exc()
+        shortage = shortage_of(error, world)
+        if shortage is None:
+            traceback.print_exc()
         failure = (f"{type(error).__name__}: {error}", True)
     failures = gather_objects(world, failure)
+    if short := next(filter(None, gather_objects(world, shortage) if any(failures) else []), None):
+        raise OutOfMemory(short)
     ranks: dict[tuple[str, bool], list[int]] = {}
     for rank, found in enumerate(failures):
         if found is not None:
