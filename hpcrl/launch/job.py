@@ -210,10 +210,10 @@ def _train(world: World, config: Config, run: RunDir | None, request: Request, s
     from hpcrl.launch.start import begin
     from hpcrl.market.load import load_market
     from hpcrl.monitor.console import TrainingConsole
+    from hpcrl.monitor.memory import answered
     from hpcrl.monitor.watchdog import Watchdog
     from hpcrl.world.agree import all_or_none
 
-    from hpcrl.monitor.memory import answered
     console = TrainingConsole(world.rank, config.train.epochs, config.monitor.progress)
     console.rank_line("Setting up...")
     patience = config.monitor.hang_minutes * 60
@@ -226,13 +226,13 @@ def _train(world: World, config: Config, run: RunDir | None, request: Request, s
                 console.say(f"To go on: {resume_command(run, config, world)}")
             return STOPPED_EARLY
         all_or_none(world, lambda: _same_on_all(world, run))
+        watchdog.beat("data", 0)
         market = all_or_none(world, lambda: load_market(config.market))
         all_or_none(world, lambda: market.require("train", config.episode_steps, config.env.fill_lag))
+        watchdog.beat("build", 0)
         trainer = None
-        watchdog.beat("data", 0)
         if run is None:
             into = RunDir(request.run.absolute()) if request.run else None
-        watchdog.beat("build", 0)
             trainer, run = begin(world, config, market, request.init, into)
         else:
             known = run
@@ -253,12 +253,12 @@ def _attempt(
     watchdog: Watchdog,
 ) -> int:
     """Train, tell how it ended, and see to it that the job goes on."""
-    world, run = session.world, session.run
-    watchdog.beat("restore", 0)
-    code, epoch, reason = 1, None, "failed"
     from hpcrl.monitor.memory import answered
     from hpcrl.world.memory import OutOfMemory
 
+    world, run = session.world, session.run
+    watchdog.beat("restore", 0)
+    code, epoch, reason = 1, None, "failed"
     try:
         with answered(world, config, watchdog, run.path):
             code, epoch = _train_in(session, trainer, config, market, stop, console, watchdog)
@@ -270,11 +270,11 @@ def _attempt(
         reason = str(error) if isinstance(error, HpcrlError) else f"{type(error).__name__}: {error}"
         if world.size > 1 and not isinstance(error, HpcrlError) and _lost_a_peer(error):
             reason = LOST_A_PEER
+        if isinstance(error, OutOfMemory):
+            session.tell_end(code, reason)
         raise error from (None if error is met else met)
     finally:
         session.end(code, epoch, reason)
-        if isinstance(error, OutOfMemory):
-            session.tell_end(code, reason)
     if code == STOPPED_EARLY:
         watchdog.beat("requeue", epoch or 0)
         console.say(f"Stopped after epoch {epoch}, all saved.")
