@@ -101,6 +101,20 @@ def test_tensorboard_finds_a_run_once_with_the_newest_attempts_whole_history(
     assert shown(run) == [(1, 0.1429), (2, 0.2857), (3, 0.5)] and not said
 
 
+def test_what_a_stale_attempt_shows_is_put_right_by_the_next_save(tmp_path, said):
+    """It looked, was stopped for a while, and goes on in the middle of ``publish``."""
+    run = RunDir.create(tmp_path, "{}")
+    stale, _ = began(run, 0, said.append)
+    newer, log = began(run, 0, said.append)
+    log.append(line(1))
+    EventFile(stale.folder.events, [line(7)], said.append)
+    stale.check = lambda: None  # type: ignore[method-assign]
+    stale.publish()
+    assert [step for step, _ in shown(run)] == [7]
+    newer.publish()
+    assert [step for step, _ in shown(run)] == [1]
+
+
 def test_an_attempt_without_events_shows_none_and_the_next_has_all_again(tmp_path, said):
     run = RunDir.create(tmp_path, "{}")
     began(run, 0, said.append)[1].append(line(1))
