@@ -13,6 +13,8 @@ import pytest
 from servers.slurm import poll
 from trial import PATIENCE, RANKS, ROOT, Trial, furnish
 
+from hpcrl.launch.status import report_job
+
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
 
@@ -92,6 +94,9 @@ def test_a_preempted_job_waits_and_says_that_it_was_preempted(slurm, place):
     found = Status(slurm, place, job.run).wait("pending")
     assert "Attempt 1: it was preempted; all was saved" in found["why"], job.log
     slurm.cancel(job.job)
+    found = Status(slurm, place, job.run).wait("dead", "stopped")
+    assert found["cause"] == "cancelled" and "before it trained again" in found["why"], found
+    assert found["command"].endswith(f"--resume {job.run}")
 
 
 def test_out_of_memory_is_told_with_what_to_do(slurm, place):
@@ -128,3 +133,76 @@ def test_a_time_limit_that_comes_near_is_told_by_its_name(slurm, place):
     assert job.wait() in ("TIMEOUT", "FAILED")
     found = Status(slurm, place, job.run)()
     assert (found["state"], found["cause"]) == ("stopped", "time_limit"), found
+
+
+@pytest.fixture
+def asked(slurm, monkeypatch):
+    """``asked(JOB)``: what hpcrl status says of a job that no run is known of."""
+    for key in ("PATH", "SLURM_CONF"):
+        monkeypatch.setenv(key, slurm.environment()[key])
+
+    def ask(job: str) -> tuple[str, str]:
+        (found,) = report_job(job)
+        return found.why, found.advice
+
+    return ask
+
+
+def test_what_a_job_waits_for_is_told_in_words(slurm, asked, tmp_path):
+    def submit(*options: str, script: str = "#!/bin/sh\nsleep 300\n") -> str:
+        return slurm.sbatch(script, options=("--output=/dev/null", *options), cwd=tmp_path)
+
+    failed = submit(script="#!/bin/sh\nexit 3\n")
+    slurm.wait(failed, "FAILED")
+    everything = ("--nodes=4", "--exclusive")
+    runs = submit(*everything)
+    slurm.wait(runs, "RUNNING")
+    array = submit("--array=0-3%2", "--partition=hi", "--oversubscribe", "--nice=1")
+    waiting = {
+        submit("--hold"): ("it is held (JobHeldUser)", "scontrol release"),
+        submit(*everything): ("for free nodes or GPUs (Resources)", ""),
+        submit(*everything): ("for jobs of higher priority (Priority)", ""),
+        submit(f"--dependency=afterok:{runs}"): (f"for job {runs} to end", ""),
+        submit(f"--dependency=afterok:{failed}"): (f"afterok:{failed}(failed)", "scancel"),
+        submit("--begin=now+1hour"): ("for the time at which it is to begin (BeginTime)", ""),
+        submit("--partition=short", "--time=10"): ("in vain, its time limit is longer", "a shorter time"),
+    }
+    for job, (words, advice) in waiting.items():
+        poll(lambda job=job, words=words: words in asked(job)[0], 60, lambda job=job: str(asked(job)))
+        assert advice in asked(job)[1] if advice else asked(job)[1] == "", asked(job)
+    slurm.cancel(runs)
+    slurm.cancel(next(job for job, (words, _) in waiting.items() if "free nodes" in words))
+    slurm.cancel(next(job for job, (words, _) in waiting.items() if "priority" in words))
+    poll(lambda: "for its turn" in asked(f"{array}_3")[0], 60, lambda: str(asked(f"{array}_3")))
+    assert [task.id for task in report_job(array)] == [f"{array}_{k}" for k in range(4)]
+
+
+def test_a_prolog_that_fails_is_why_slurm_holds_a_job(slurm, asked, tmp_path):
+    slurm.configure(Prolog="/bin/false")
+    job = slurm.sbatch("#!/bin/sh\ntrue\n", options=("--output=/dev/null",), cwd=tmp_path)
+    poll(lambda: "held" in asked(job)[0], 60, lambda: f"{asked(job)} {slurm.report()}")
+    why, advice = asked(job)
+    assert "Slurm could not start it: its node or the site's prolog failed" in why
+    assert f"scontrol release {job}" in advice
+    slurm.cancel(job)
+
+
+def test_mistakes_are_told_by_their_own_line(slurm, tmp_path, market_file):
+    def trial(name: str, *options: str, sets: tuple[str, ...] = (), **environ: str) -> Trial:
+        (tmp_path / name).mkdir()
+        return Trial(slurm, furnish(tmp_path / name, market_file), 1, *options, sets=sets, **environ)
+
+    two_nodes = ("--nodes=2", "--ntasks-per-node=1", "--gres=gpu:1")
+    jobs = {
+        trial("ranks", "--ntasks-per-node=3"): "3 ranks, but train.world_size = 2",
+        trial("data", sets=("market.path=gone.h5",)): "gone.h5: no such file",
+        trial("key", sets=("learn.lrr=1",)): "unknown key learn.lrr = 1; nearest valid key: learn.lr",
+        trial(
+            "address", *two_nodes, "--export=ALL,MASTER_ADDR=nowhere"
+        ): "the ranks cannot meet at 'nowhere'",
+    }
+    for job, words in jobs.items():
+        assert job.wait() == "FAILED", job.log
+        said = job.status()
+        assert said["run"] is None and said["exit_code"] in (1, 2) and words in said["why"], (said, job.log)
+        assert "mend that" in said["advice"] and "Traceback" not in job.log

@@ -6,6 +6,7 @@ As there, the finished run is that of an uninterrupted one, bit for bit.
 from __future__ import annotations
 
 import random
+import shlex
 import signal
 import stat
 import sys
@@ -14,7 +15,7 @@ from pathlib import Path
 
 import pytest
 from servers.slurm import poll
-from trial import LONG, PATIENCE, RANKS, Trial, furnish
+from trial import EPOCHS, LONG, PATIENCE, RANKS, Trial, furnish
 
 from hpcrl.storage.run_dir import RunDir
 
@@ -29,10 +30,8 @@ def starts(job: Trial) -> list[tuple[str, int | None]]:
     return [(a.trigger, a.end and a.end["code"]) for a in job.attempts]
 
 
-def status(job: Trial) -> str:
-    """What hpcrl status says, in one line."""
-    command = (sys.executable, "-m", "hpcrl", "status", job.job)
-    return " ".join(job.slurm.run(*command, cwd=job.place, check=False).stdout.split())
+LIMIT = "its time limit came near; all was saved"
+PREEMPTED = "it was preempted; all was saved"
 
 
 # Preemption
@@ -45,6 +44,7 @@ def test_a_preempted_job_that_gets_its_own_signal_first_saves_and_goes_on(trial,
     assert job.wait("COMPLETED")
     assert starts(job) == [("user", 75), ("requeue", 0)], job.log
     assert job.attempts[0].end["reason"] == "SIGUSR2"
+    assert job.ended() == [PREEMPTED, "finished"]
     job.assert_nothing_lost()
     job.assert_whole(reference)
 
@@ -54,6 +54,7 @@ def test_where_preemption_cancels_the_job_requeues_itself_in_its_grace_time(tria
     job.preempt()
     assert job.wait("COMPLETED"), job.log
     assert starts(job) == [("user", 75), ("requeue", 0)], job.log
+    assert job.ended() == [PREEMPTED, "finished"]
     job.assert_nothing_lost()
     job.assert_whole(reference)
 
@@ -65,6 +66,7 @@ def test_a_run_resumed_after_three_preemptions_equals_the_uninterrupted_one(tria
         job.preempt()
     assert job.wait("COMPLETED")
     assert starts(job) == [("user", 75), ("requeue", 75), ("requeue", 75), ("requeue", 0)], job.log
+    assert job.ended() == [PREEMPTED, PREEMPTED, PREEMPTED, "finished"]
     job.assert_nothing_lost()
     job.assert_whole(reference)
 
@@ -79,6 +81,7 @@ def test_a_run_of_several_time_limits_stops_in_time_by_its_own_clock(trial, slur
     assert job.wait("COMPLETED", timeout=900)
     assert starts(job) == [("user", 75), ("requeue", 75), ("requeue", 0)], job.log
     assert {a.end["reason"] for a in job.attempts[:2]} == {"SIGUSR2"}, "the deadline's word"
+    assert job.ended() == [LIMIT, LIMIT, "finished"]
     first, second, third = (start["Elapsed"] for start in slurm.sacct(job.job))
     assert max(first, second) <= "00:01:00" < third
     job.assert_nothing_lost()
@@ -95,6 +98,7 @@ def test_a_run_that_ran_into_its_time_limit_saves_in_killwait_and_goes_on(trial,
     assert job.wait("COMPLETED")
     assert starts(job) == [("user", 75), ("requeue", 0)], job.log
     assert slurm.sacct(job.job)[0]["Elapsed"] >= "00:01:00"
+    assert job.ended() == ["its time limit was reached; all was saved", "finished"]
     job.assert_nothing_lost()
     job.assert_whole(reference)
 
@@ -104,7 +108,9 @@ def test_an_epoch_that_outlasts_the_time_limit_ends_as_timeout_and_says_so(trial
     job.wait_attempt(1)
     limit(job, minutes=1)
     assert job.wait() == "TIMEOUT"
-    assert starts(job) == [("user", None)] and "time limit" in status(job), status(job)
+    assert starts(job) == [("user", None)]
+    said = job.status()
+    assert said["cause"] == "time_limit" and "limit was reached before it could save" in said["why"], said
     job.assert_checkpoints_good()
 
 
@@ -122,6 +128,7 @@ def test_a_node_that_is_set_down_loses_the_job_to_another(trial, slurm, referenc
     slurm.run("scontrol", "update", f"nodename=node{first}", "state=down", "reason=test")
     assert job.wait("COMPLETED") and job.node != first
     assert [trigger for trigger, _ in starts(job)] == ["user", "requeue"], job.log
+    assert job.ended()[0].startswith(f"its node failed (node{first})"), job.ended()
     job.assert_nothing_lost(at_most=1)
     job.assert_whole(reference)
 
@@ -136,6 +143,7 @@ def test_ranks_that_train_on_in_a_lost_network_stop_once_others_have_taken_over(
     assert stale.end["code"] == 1 and "superseded by attempt 2" in stale.end["reason"], job.log
     assert job.wait("COMPLETED", timeout=600)
     assert starts(job) == [("user", 1), ("requeue", 0)], job.log
+    assert job.ended() == [f"its node failed (node{first}); it gave way to attempt 2", "finished"]
     assert "is put back into the queue" not in job.log
     job.assert_whole(long_reference)
 
@@ -146,6 +154,7 @@ def test_a_node_of_two_that_fails_takes_the_run_to_others(trial, slurm, referenc
     slurm.kill_node(2)
     assert job.wait("COMPLETED") and slurm.show(job.job)["NodeList"] in ("node[1,3]", "node[3-4]")
     assert [trigger for trigger, _ in starts(job)] == ["user", "requeue"], job.log
+    assert job.ended() == ["its node failed (node[1-2])", "finished"]
     job.assert_nothing_lost(at_most=1)
     job.assert_whole(reference)
 
@@ -168,6 +177,7 @@ def test_a_stop_while_the_controller_is_away_waits_for_it_and_requeues(trial, sl
     time.sleep(5)  # the first requests fail
     slurm.start_controller()
     assert job.wait("COMPLETED") and starts(job) == [("user", 75), ("requeue", 0)], job.log
+    assert job.ended() == [LIMIT, "finished"]
     job.assert_nothing_lost()
     job.assert_whole(reference)
 
@@ -175,7 +185,7 @@ def test_a_stop_while_the_controller_is_away_waits_for_it_and_requeues(trial, sl
 def test_a_missing_folder_of_the_log_is_what_status_tells(slurm, tmp_path, market_file):
     job = Trial(slurm, furnish(tmp_path, market_file), 1, "--output=nowhere/%j.log")
     assert job.wait() == "FAILED" and slurm.show(job.job)["ExitCode"] == "0:53"
-    assert not job.attempts and f"folder {tmp_path}/nowhere does not exist" in status(job), status(job)
+    assert not job.attempts and f"folder {tmp_path}/nowhere does not exist" in job.status()["why"]
 
 
 # Ranks
@@ -186,13 +196,14 @@ def test_too_little_memory_ends_after_some_starts_and_says_so(slurm, tmp_path, m
     assert job.wait() == "FAILED"
     assert slurm.show(job.job)["Restarts"] == "2", job.log
     assert "3 starts in a row crashed before training began" in job.log
-    assert "memory" in status(job), status(job)
+    assert "memory" in job.status()["why"], job.status()
 
 
 def test_a_rank_that_ends_itself_ends_the_others_and_the_job_starts_again(trial, tmp_path, reference):
     job = trial(HPCRL_BIN=str(deserting(tmp_path)))
     (tmp_path / "leave").touch()
     assert job.wait("COMPLETED")
+    assert job.ended()[0].endswith(": Exited with exit code 3") and "rank 1 on node" in job.ended()[0]
     assert [trigger for trigger, _ in starts(job)] == ["user", "requeue"], job.log
     job.assert_nothing_lost(at_most=1)
     job.assert_whole(reference)
@@ -200,12 +211,9 @@ def test_a_rank_that_ends_itself_ends_the_others_and_the_job_starts_again(trial,
 
 def deserting(place: Path) -> Path:
     """A folder with an hpcrl whose rank 1 exits with 3, in the job's first start, once ``leave`` is there."""
-    folder = place / "bin"
-    folder.mkdir()
-    (folder / "python").write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
-    (folder / "hpcrl").write_text(f"""#!{sys.executable}
-import os, threading, time
-from hpcrl.__main__ import main
+    return programs(
+        place,
+        """import os, threading, time
 
 def leave():
     while not os.path.exists("leave"):
@@ -214,8 +222,16 @@ def leave():
 
 if os.environ["SLURM_PROCID"] == "1" and "SLURM_RESTART_COUNT" not in os.environ:
     threading.Thread(target=leave, daemon=True).start()
-main()
-""")
+""",
+    )
+
+
+def programs(place: Path, first: str) -> Path:
+    """A folder with an hpcrl that runs ``first``, for HPCRL_BIN."""
+    folder = place / "bin"
+    folder.mkdir()
+    (folder / "python").write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    (folder / "hpcrl").write_text(f"#!{sys.executable}\n{first}\nfrom hpcrl.__main__ import main\nmain()\n")
     for program in folder.iterdir():
         program.chmod(program.stat().st_mode | stat.S_IXUSR)
     return folder
@@ -226,6 +242,7 @@ def test_a_rank_that_hangs_is_noticed_by_the_others_and_the_job_starts_again(tri
     job.kill(signal.SIGSTOP, 1)
     assert job.wait("COMPLETED")
     assert "rank 0 on node1 hangs: nothing happened for 1 min" in job.log
+    assert "rank 0 on node1 hangs: nothing happened for 1 min" in job.ended()[0]
     assert [trigger for trigger, _ in starts(job)] == ["user", "requeue"], job.log
     job.assert_nothing_lost(at_most=1)
     job.assert_whole(reference)
@@ -243,8 +260,54 @@ def test_three_attempts_without_a_new_checkpoint_are_the_last(slurm, tmp_path, m
         (True, "user"), (True, "requeue"), (True, "requeue"), (False, "requeue"),
     ]  # fmt: skip
     said = "3 attempts in a row began after epoch 0 and ended without a new checkpoint; not tried again"
-    assert said in job.log and said in status(job), status(job)
+    assert said in job.log and said in job.status()["why"] and job.status()["cause"] == "fruitless"
     job.assert_checkpoints_good()
+
+
+# Failures, which end the job
+
+
+def test_weights_that_are_no_numbers_end_the_run_and_status_says_so(slurm, tmp_path, market_file):
+    poison = """import hpcrl.train as train
+from hpcrl.learn.ppo import update
+
+def poisoned(engine, rollout, scale, config, epoch, world):
+    found = update(engine, rollout, scale, config, epoch, world)
+    if epoch == 3:
+        next(engine.module.parameters()).data.fill_(float("nan"))
+    return found
+
+train.update = poisoned
+"""
+    job = Trial(slurm, furnish(tmp_path, market_file), EPOCHS, HPCRL_BIN=str(programs(tmp_path, poison)))
+    assert job.wait() == "FAILED" and len(job.attempts) == 1, job.log
+    said = job.status()
+    assert (said["state"], said["cause"], said["epoch"]) == ("dead", "failed", 3), said
+    assert "the weights are not finite" in said["why"]
+
+
+def test_a_disk_that_fills_while_training_is_named_and_the_job_not_started_again(
+    slurm, tmp_path, market_file
+):
+    """Four megabytes, seen by the node and the head."""
+    place = furnish(tmp_path, market_file)
+    disk = place / "checkpoints"
+    disk.mkdir()
+    slurm.on_head("mount", "-t", "tmpfs", "-o", "size=4m", "none", disk)
+    slurm.restart_node(1)
+    slurm.wait_nodes()
+    try:
+        job = Trial(slurm, place, 100_000, "--nodelist=node1")
+        poll(lambda: "Epoch 3:" in job.log, PATIENCE, lambda: job.log)
+        slurm.on_head("sh", "-c", f"head -c 8M /dev/zero > {disk}/others; true")
+        assert job.wait() == "FAILED", job.log
+        words = (sys.executable, "-m", "hpcrl", "status", job.job)
+        said = " ".join(slurm.on_head("sh", "-c", f"cd {place} && {shlex.join(words)}").stdout.split())
+        assert "dead dist_run" in said and "No space left on device" in said, (said, job.log)
+        assert "--resume" in said
+    finally:
+        slurm.kill_node(1)
+        slurm.on_head("umount", disk)
 
 
 # Counts

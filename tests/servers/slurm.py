@@ -246,6 +246,14 @@ class SlurmCluster:
         )
         return done
 
+    def on_head(self, *command: object) -> subprocess.CompletedProcess[str]:
+        """Inside the head: what it mounts, nodes see that are started afterwards."""
+        self._need_namespaces()
+        words = self._on_head(*map(str, command))
+        done = subprocess.run(words, env=self.environment(), capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, f"{command}: exit {done.returncode}\n{done.stdout}{done.stderr}"
+        return done
+
     def sbatch(
         self, script: Path | str, *arguments: object, options: Iterable[str] = (), cwd: Path, **extra: str
     ) -> str:
