@@ -4,6 +4,13 @@ import sys
 
 
 def main() -> None:
+    try:
+        _main()
+    except KeyboardInterrupt:  # while it starts
+        sys.exit(130)
+
+
+def _main() -> None:
     if sys.argv[1:2] == ["train"]:
         # Before the slow imports: a TERM during them would end the rank, with the wrong exit code.
         from hpcrl.world.stop import install_early

@@ -8,7 +8,9 @@ Exit codes: 0 done, 1 failed, 2 bad usage, config or input, 70 hung, 75 stopped 
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -20,7 +22,7 @@ from hpcrl.cli_bench import bench_app
 from hpcrl.cli_compare import compare
 from hpcrl.cli_evaluate import evaluate
 from hpcrl.cli_export import bench_export, export
-from hpcrl.cli_options import Json, Sets
+from hpcrl.cli_options import Json, Sets, UsageError, group, usage_words
 from hpcrl.cli_pbt import pbt_app
 from hpcrl.cli_report import report
 from hpcrl.cli_rules import bench_rules
@@ -29,11 +31,9 @@ from hpcrl.cli_status import status
 from hpcrl.cli_submit import submit
 from hpcrl.cli_verify import verify
 from hpcrl.cli_watch import watch
-from hpcrl.types import HpcrlError
+from hpcrl.types import HpcrlError, RunFailed
 
-app = typer.Typer(
-    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=hpcrl.__doc__
-)
+app = group(hpcrl.__doc__)
 app.add_typer(stage_app, name="stage")
 app.add_typer(bench_app, name="bench")
 app.add_typer(pbt_app, name="pbt")
@@ -45,17 +45,49 @@ for verb in (verify, submit, status, watch, evaluate, compare, report, export):
 
 def main() -> None:
     """Entry point: a user's mistake is one line, not a traceback."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by who started us
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
     try:
-        app()
+        sys.exit(_run())
     except HpcrlError as error:
         from hpcrl.world.tell import tell
 
         tell(error, *_rank())
         sys.exit(error.exit_code)
     except OSError as error:  # a path that the system itself refuses
-        where = f"{str(error.filename)[:200]}: " if error.filename else ""
+        where = f"{str(error.filename)[:200]}: " if error.filename else "a file or the standard output: "
         print(f"error: {where}{error.strerror or error}", file=sys.stderr, flush=True)
         sys.exit(1)
+    except MemoryError as error:
+        print(f"error: not enough memory: {error or 'nothing is left'}", file=sys.stderr, flush=True)
+        sys.exit(1)
+
+
+def _run() -> int:
+    """The exit code of the verb that the command line names; what it printed is out."""
+    try:
+        return int(app(standalone_mode=False) or 0)
+    except UsageError as error:
+        if type(error).__name__ == "NoArgsIsHelpError":
+            error.show()
+            return UsageError.exit_code
+        command = error.ctx.command_path if error.ctx else "hpcrl"
+        raise HpcrlError(f"{usage_words(error)}; see {command} --help") from None
+    finally:
+        _flush()
+
+
+def _flush() -> None:
+    """Here, for what cannot be written at the interpreter's end is a traceback."""
+    try:
+        if sys.stdout is not None and not sys.stdout.closed:
+            sys.stdout.flush()
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if error.errno == errno.EPIPE:  # | head has seen enough
+            sys.exit(1)
+        raise RunFailed(f"standard output: cannot be written: {error.strerror}") from None
 
 
 def _rank() -> tuple[int, int, str]:

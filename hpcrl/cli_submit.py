@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hpcrl.cli_options import Json, Sets, names
+from hpcrl.cli_options import Json, Sets, UsageError, names, usage_words
 from hpcrl.cli_stage import stage_app
 from hpcrl.types import HpcrlError
 
@@ -240,8 +240,5 @@ def _parsed(command: Any, words: list[str], option: str) -> dict[str, Any]:
         raise HpcrlError(f"{option}: --help is for the command itself")
     try:
         return command.make_context(command.name, words).params
-    except Exception as error:
-        told = getattr(error, "format_message", None)  # Typer's own, whichever Click it brings
-        if told is None:
-            raise
-        raise HpcrlError(f"{option}: {told()}") from None
+    except UsageError as error:
+        raise HpcrlError(f"{option}: {usage_words(error)}") from None

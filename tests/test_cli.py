@@ -106,7 +106,15 @@ def test_fewer_bars_than_burn_in_and_one_episode_are_refused(hpcrl, local):
     [
         (["train"], "--config"),
         (["train", "--config", "none.yaml"], "none.yaml"),
+        (["train", "--config", "/dev/zero"], "/dev/zero: longer than 1,000,000 characters"),
         (["train", "--config", "yaml/local.yaml", "--set", "learn.lrr=1"], "learn.lr"),
+        (["train", "--config", "yaml/local.yaml", "--set", ".lr=1"], "--set '.lr=1': expected key=value"),
+        (["train", "--config", "yaml/local.yaml", "--set", "learn..lr=1"], "expected key=value"),
+        (["train", "--config", "yaml/local.yaml", "--set", "market.path=/dev/null"], "no regular file"),
+        (
+            ["train", "--config", "yaml/local.yaml", "--set", "checkpoint.dir=yaml/base.yaml/runs"],
+            "checkpoint.dir = yaml/base.yaml/runs: ",
+        ),
         (["train", "--config", "yaml/local.yaml", "--set", "learn.batch_size=300"], "nearest that do"),
         (["train", "--config", "yaml/local.yaml", "--set", "train.world_size=4"], "--ranks 4"),
         (
@@ -118,6 +126,23 @@ def test_fewer_bars_than_burn_in_and_one_episode_are_refused(hpcrl, local):
         (["train", "--resume", "a", "--init", "b"], "one of them"),
         (["train", "--init", "nowhere"], "nowhere"),
         (["evaluate", "nowhere"], "nowhere"),
+        (["evaluate", "/dev/null"], "/dev/null: a run folder was expected"),
+        (["status", "a\x1b[31mb\r"], r"a\x1b[31mb\r: no such run folder"),
+        (["pbt", "status", "nowhere"], "error: nowhere: no population (there is no such folder)"),
+        (
+            ["stage", "synthetic", "--out", "m.h5", "--bars", "9" * 20],
+            "end after the year 2190: ask for fewer",
+        ),
+        (["stage", "synthetic", "--out", "m.h5", "--bars", "0"], "--bars '0': must be greater than or equal"),
+        (
+            ["stage", "synthetic", "--out", "m.h5", "--bars", "x"],
+            "--bars 'x': a whole number is needed; see ",
+        ),
+        (["stage", "push", "x", "--to", "mysql"], "--to 'mysql': is not one of 'supabase', 'postgres'"),
+        (["stage", "files", "--out", "m.h5"], "missing option '--path'"),
+        (["evaluate", "run", "--epoch"], "option '--epoch' requires an argument"),
+        (["trian"], "no such command 'trian'. Did you mean 'train'?"),
+        (["watch"], "missing argument"),
         (["replay", "--case", "none.json", "--out", "l.json"], "none.json"),
     ],
 )
@@ -125,6 +150,65 @@ def test_bad_usage_is_one_line_and_exit_code_2(hpcrl, local, arguments, part):
     code, _, err = hpcrl(*arguments)
     assert code == 2 and part in err and err.count("\n") == 1, err
     assert sorted(p.name for p in local.iterdir()) == ["yaml"]
+
+
+CONFIG_JSON = {"format": 1, "data": {"sha256": "0"}, "config": {}}
+
+
+@pytest.mark.parametrize(
+    ("broken", "part"),
+    [
+        ("", "not whole JSON"),
+        ("[]", "a JSON object was expected, found list"),
+        (json.dumps(CONFIG_JSON | {"format": 9}), "format 9, this version reads format 1"),
+        (json.dumps(CONFIG_JSON | {"data": 3}), "data.sha256 is missing"),
+        (json.dumps({"format": 1, "data": {"sha256": "0"}}), "config is missing or no object"),
+        (json.dumps(CONFIG_JSON | {"config": 3}), "config is missing or no object"),
+        (json.dumps(CONFIG_JSON | {"config": {"learn": 3}}), "learn = 3: expected a section of keys"),
+        (json.dumps(CONFIG_JSON), "was altered by hand"),
+    ],
+)
+@pytest.mark.parametrize(
+    "verb",
+    [["evaluate"], ["report"], ["compare"], ["export", "--out", "o.onnx"], ["train", "--resume"],
+     ["submit", "--dry-run", "--resume"]],
+)  # fmt: skip
+def test_a_broken_config_json_is_one_line_and_exit_code_2(hpcrl, tmp_path, verb, broken, part):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/config.json").write_text(broken)
+    code, out, err = hpcrl(*verb, "run")
+    assert code == 2 and f"run/config.json: {part}" in err.replace("not a run's config.json (", "")
+    assert err.count("\n") == 1 and not out
+    assert [p.name for p in tmp_path.rglob("*")] == ["run", "config.json"]
+
+
+@pytest.mark.parametrize(
+    ("redirection", "code", "told"),
+    [(">/dev/full", 1, "standard output"), (">&-", 0, ""), ("| true", 1, ""), ("2>&- >/dev/null", 0, "")],
+)
+def test_an_output_that_takes_nothing_is_no_traceback(tmp_path, redirection, code, told):
+    import subprocess
+
+    command = f"set -o pipefail; '{sys.executable}' -m hpcrl stage schema {redirection}"
+    done = subprocess.run(
+        ["bash", "-c", command], cwd=tmp_path, env={"PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT)},
+        capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == code and told in done.stderr, done.stderr
+    assert done.stderr.count("\n") == bool(told) and "Traceback" not in done.stderr
+
+
+def test_ctrl_c_while_it_starts_is_no_traceback(monkeypatch):
+    from hpcrl import __main__ as entry
+
+    def interrupted():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys, "argv", ["hpcrl", "status"])
+    monkeypatch.setattr(cli, "main", interrupted)
+    with pytest.raises(SystemExit) as end:
+        entry.main()
+    assert end.value.code == 130
 
 
 SUPABASE = ["stage", "supabase", "--out", "m.h5"]

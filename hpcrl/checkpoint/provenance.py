@@ -43,7 +43,9 @@ def read_record(run: RunDir) -> dict:
     data = record.get("data")
     if not isinstance(data, dict) or not isinstance(data.get("sha256"), str):
         raise HpcrlError(f"{run.config}: not a run's config.json (data.sha256 is missing or no text)")
-    validate(record.get("config", {}), str(run.config))
+    if not isinstance(record.get("config"), dict):
+        raise HpcrlError(f"{run.config}: not a run's config.json (config is missing or no object)")
+    validate(record["config"], str(run.config))
     if tree_digest(record["config"]) != record.get("config_sha256"):
         raise HpcrlError(
             f"{run.config}: was altered by hand (its keys do not have the recorded config_sha256); undo "

@@ -27,6 +27,13 @@ NEEDED = {
 """pydantic's types of error that have plainer words; numbers out of range keep pydantic's own."""
 
 
+def needed(item: Any) -> str:
+    """What would be right, of one of pydantic's errors."""
+    message = item["msg"].removeprefix("Value error, ").replace("Input should be", "must be", 1)
+    message = NEEDED.get(item["type"], message)
+    return f"{message[:1].lower()}{message[1:]}"
+
+
 def explain(
     errors: Sequence[Any], layers: Sequence[Layer], origin: str, model: type[BaseModel] = Config
 ) -> str:
@@ -63,16 +70,13 @@ def _words(item: Any, model: type[BaseModel]) -> str:
     message = item["msg"].removeprefix("Value error, ")
     if kind == "value_error" and (not key or isinstance(value, (dict, BaseModel))):
         return f"{key}: {message}" if key else message
-    if kind == "tuple_type":
-        message = _list_needed(value)
-    message = NEEDED.get(kind, message)
-    return f"{key} = {_short(value)}: {message[0].lower()}{message[1:]}"
+    return f"{key} = {_short(value)}: {_list_needed(value) if kind == 'tuple_type' else needed(item)}"
 
 
 def _not_a_section(key: str, value: Any) -> str:
     if value is None or value == "":
         return f"the section {key} is empty; give it keys or leave it out"
-    return f"{key} = {_short(value)}: expected a section of keys"
+    return f"{key} = {_short(value)}: expected a section of keys" if key else f"{_short(value)} is no section"
 
 
 def _list_needed(value: Any) -> str:

@@ -108,7 +108,7 @@ def _said(environment: Mapping[str, str] | None, overrides: Iterable[str]) -> li
             layers.append(Layer(origin, _nested(key, read_value(environment[name], origin))))
     for item in overrides:
         key, equals, value = item.partition("=")
-        if not key.strip() or not equals:
+        if not equals or not all(part.strip() for part in key.split(".")):
             raise HpcrlError(f"--set {item!r}: expected key=value, for example --set learn.lr=1e-4")
         origin = f"--set {' '.join(item.split()):.100}"
         layers.append(Layer(origin, _nested(key.strip(), read_value(value, origin))))

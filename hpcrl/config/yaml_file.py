@@ -9,6 +9,9 @@ import yaml
 
 from hpcrl.types import HpcrlError
 
+LARGEST = 1_000_000
+"""Characters of a YAML file; /dev/zero has no end. Guessed."""
+
 
 class Layer(NamedTuple):
     """Settings and who said them, as an error names it."""
@@ -84,7 +87,11 @@ def _read(path: Path, including: tuple[Path, ...]) -> dict[Any, Any]:
 def _value(path: Path, including: tuple[Path, ...]) -> Any:
     """What one file holds."""
     try:
-        return _load(path.read_text(encoding="utf-8"))
+        with path.open(encoding="utf-8") as file:
+            text = file.read(LARGEST + 1)
+        if len(text) > LARGEST:
+            raise HpcrlError(f"config {path}: longer than {LARGEST:,} characters; a YAML file was expected")
+        return _load(text)
     except OSError as error:
         what = f"{including[-1]}: its include {path}" if including else f"{path}:"
         raise HpcrlError(f"config {what} cannot be read ({error.strerror or error})") from None

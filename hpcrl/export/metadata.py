@@ -112,7 +112,7 @@ def open_policy(path: str | Path, *, threads: int = 1) -> tuple[ort.InferenceSes
     """
     path = Path(path)
     if not path.is_file():
-        kind = "is a folder" if path.is_dir() else "no such file"
+        kind = "is a folder" if path.is_dir() else "no regular file" if path.exists() else "no such file"
         raise HpcrlError(f"{path}: {kind}; an ONNX file of `hpcrl export` was expected")
     try:
         if path.stat().st_size > LARGEST:

@@ -274,6 +274,11 @@ def read_submission(run: Path) -> dict[str, Any]:
     record = read_json(path)
     if record.get("format") != FORMAT:
         raise HpcrlError(f"{path}: format {record.get('format')!r}, this version reads format {FORMAT}")
+    jobs = record.get("jobs")
+    if not isinstance(jobs, list) or not all(isinstance(job, dict) and "id" in job for job in jobs):
+        raise HpcrlError(f"{path}: not what hpcrl submit wrote (jobs is missing, or no list of jobs)")
+    if not isinstance(record.get("site"), dict):
+        raise HpcrlError(f"{path}: not what hpcrl submit wrote (site is missing or no object)")
     return record
 
 

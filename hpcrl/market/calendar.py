@@ -17,6 +17,8 @@ from hpcrl.market.grid import DAY_NS, SECOND_NS, Grid, Sessions
 from hpcrl.types import HpcrlError
 
 ALWAYS = "24/7"
+_MOST_DAYS = 1 << 16
+"""Of made-up bars, about 180 years: stamps in nanoseconds end in 2262."""
 
 
 def check_calendar(calendar: str) -> None:
@@ -62,14 +64,21 @@ def find_sessions(calendar: str, bar_seconds: int, first_ns: int, last_ns: int) 
 
 @functools.lru_cache(maxsize=4)
 def forward_grid(calendar: str, bar_seconds: int, start: str, bars: int) -> Grid:
-    """The first ``bars`` bars from the session on or after ``start`` (a date), for made-up markets."""
+    """The first ``bars`` bars from the session on or after ``start`` (a date), for made-up markets.
+
+    HpcrlError: they reach too far.
+    """
     first = pd.Timestamp(start, tz="UTC")
     days = 16
-    while True:
+    while days <= _MOST_DAYS and bars * bar_seconds * SECOND_NS <= _MOST_DAYS * DAY_NS:
         grid = session_grid(calendar, bar_seconds, first.value, first.value + days * DAY_NS)
         if len(grid.ts_G) >= bars:
             return Grid(grid.ts_G[:bars], grid.session_G[:bars], grid.session_time_G[:bars])
         days *= 2
+    raise HpcrlError(
+        f"{bars:,} bars of {bar_seconds} s on {calendar}, burn-in included, end after the year 2190: "
+        "ask for fewer"
+    )
 
 
 def _exchange_parts(calendar: str, first_ns: int, last_ns: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -161,14 +161,14 @@ def _stamps(column: pd.Series, timezone: str | None, name: str) -> pd.Series:
     if zoned.any():
         odd = text[filled & ~zoned].iloc[0]
         raise HpcrlError(
-            f"{name}: some timestamps carry a zone and some do not (such as {odd!r}); make them alike"
+            f"{name}: some timestamps carry a zone and some do not (such as {odd!r:.60}); make them alike"
         )
     if filled.any() and re.fullmatch(r"\d{9,}(\.\d+)?", text[filled].iloc[0]):
         raise _not_epoch(text[filled].iloc[0], name)
     naive = pd.to_datetime(text.where(filled), errors="coerce", format="ISO8601")
     if filled.any() and naive[filled].isna().all():
         raise HpcrlError(
-            f"{name}: {text[filled].iloc[0]!r} is no timestamp; write them as 2022-04-18T16:00:00Z"
+            f"{name}: {text[filled].iloc[0]!r:.60} is no timestamp; write them as 2022-04-18T16:00:00Z"
         )
     return _localise(naive, timezone, name)
 

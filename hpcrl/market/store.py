@@ -307,7 +307,7 @@ def open_store(path: str | Path) -> Iterator[tuple[dict[str, Any], Iterator[Symb
     """The header, and the symbols one by one; as ``read_store``. The hash is checked after the last one."""
     path = Path(path)
     if not path.is_file():
-        kind = "is a folder" if path.is_dir() else "no such file"
+        kind = "is a folder" if path.is_dir() else "no regular file" if path.exists() else "no such file"
         raise HpcrlError(f"{path}: {kind}; `hpcrl stage` makes market files")
     try:
         # Readers never lock: network file systems may lack locks, and the file never changes.

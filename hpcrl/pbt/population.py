@@ -98,10 +98,11 @@ class Population:
     @classmethod
     def open(cls, path: str | Path) -> Population:
         """HpcrlError: no population there, or one of another format."""
-        path = Path(path).absolute()
-        file = path / "population.json"
+        file = Path(path) / "population.json"
         if not file.is_file():
-            raise HpcrlError(f"{path}: no population (it holds no population.json); hpcrl pbt run makes one")
+            why = "it holds no population.json" if Path(path).is_dir() else "there is no such folder"
+            raise HpcrlError(f"{path}: no population ({why}); hpcrl pbt run makes one")
+        path = Path(path).absolute()
         value = read_json(file)
         if value.get("format") != FORMAT:
             raise HpcrlError(f"{file}: format {value.get('format')!r}, this version reads {FORMAT}")

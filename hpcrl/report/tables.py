@@ -253,7 +253,8 @@ def provenance(found: Gathered) -> list[tuple[str, str]]:
     """(what, value) that a reader needs to make this page again."""
     record, meta = found.record, found.evaluation.meta if found.evaluation else {}
     data = meta.get("data") or record.get("data") or {}
-    versions = record.get("versions") or {}
+    versions = record.get("versions")
+    versions = versions if isinstance(versions, dict) else {}
     told = [
         ("run", str(found.target.played)),
         (

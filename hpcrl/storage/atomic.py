@@ -80,6 +80,17 @@ def check_output(path: str | Path, inputs: Iterable[str | Path] = ()) -> None:
             raise HpcrlError(f"{path}: is one of the inputs, and would be lost; name another file")
 
 
+def check_folder(path: str | Path, name: str = "") -> None:
+    """HpcrlError unless a folder is at ``path``, or can come into being there; ``name`` opens the message."""
+    path = Path(path)
+    try:
+        there = next(each for each in (path.absolute(), *path.absolute().parents) if each.exists())
+    except OSError as error:
+        raise HpcrlError(f"{name}{path}: cannot be made: {error.strerror or error}") from None
+    if not there.is_dir():
+        raise HpcrlError(f"{name}{path}: {there} is no folder; name another place")
+
+
 def fsync_folder(folder: Path) -> None:
     """Make the renames in ``folder`` durable; file systems that cannot sync a folder are left alone."""
     try:

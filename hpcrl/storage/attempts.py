@@ -26,7 +26,7 @@ from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin, get_type_hints
 
 from hpcrl.storage.atomic import fsync_folder, read_json, stage, temporary_path, write_error, write_json
 from hpcrl.storage.run_dir import RunDir
@@ -90,7 +90,10 @@ def read_attempts(run: Path, strict: bool = False) -> list[AttemptRecord]:
             value = read_json(file)
             if value["format"] != FORMAT:
                 raise HpcrlError(f"{file}: format {value['format']!r}, this version reads {FORMAT}")
-            record = AttemptRecord(path=folder, **{key: value[key] for key in _FIELDS & value.keys()})
+            said = {key: value[key] for key in _FIELDS & value.keys()}
+            if not all(isinstance(said[key], _KINDS[key]) for key in said):
+                raise TypeError(file)
+            record = AttemptRecord(path=folder, **said)
         except (HpcrlError, KeyError, TypeError) as error:
             if strict and not isinstance(error.__cause__, FileNotFoundError):
                 reason = error if isinstance(error, HpcrlError) else f"{file}: is no record of an attempt"
@@ -100,12 +103,18 @@ def read_attempts(run: Path, strict: bool = False) -> list[AttemptRecord]:
                 ) from None
             continue
         with contextlib.suppress(HpcrlError):
-            record = replace(record, end=read_json(folder / "end.json"))
+            end = read_json(folder / "end.json")
+            if isinstance(end.get("code"), int) and isinstance(end.get("epoch"), int | None):
+                record = replace(record, end=end)
         found.append(record)
     return found
 
 
-_FIELDS = AttemptRecord.__dataclass_fields__.keys() - {"path", "end"}
+_KINDS = {
+    key: get_origin(kind) if get_origin(kind) is dict else kind
+    for key, kind in get_type_hints(AttemptRecord).items()
+}
+_FIELDS = _KINDS.keys() - {"path", "end"}
 
 
 def attempt_folder(run: RunDir, number: int) -> RunDir:

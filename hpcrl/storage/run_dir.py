@@ -22,7 +22,14 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 
-from hpcrl.storage.atomic import fsync_folder, temporary_path, temporary_target, write_error, write_text
+from hpcrl.storage.atomic import (
+    check_folder,
+    fsync_folder,
+    temporary_path,
+    temporary_target,
+    write_error,
+    write_text,
+)
 from hpcrl.types import HpcrlError
 
 _CHECKPOINT = re.compile(
@@ -130,23 +137,24 @@ def new_folder(parent: Path, pattern: str, files: dict[str, str]) -> Path:
 
     A name that is taken moves on to the next second. RunFailed when it cannot be written.
     """
+    check_folder(parent)
+    moment = datetime.now()
     staged = temporary_path(parent / pattern.partition("%")[0].strip("_"))
     try:
         parent.mkdir(parents=True, exist_ok=True)
         staged.mkdir()
     except OSError as error:
-        raise write_error(staged, error) from error
+        raise write_error(parent / moment.strftime(pattern), error) from error
     try:
         for name, text in files.items():
             (staged / name).parent.mkdir(parents=True, exist_ok=True)
             write_text(staged / name, text)
-        moment = datetime.now()
         while not _claim(staged, parent / moment.strftime(pattern)):
             moment += timedelta(seconds=1)
     except BaseException as error:
         shutil.rmtree(staged, ignore_errors=True)
         if isinstance(error, OSError):
-            raise write_error(staged, error) from error
+            raise write_error(parent / moment.strftime(pattern), error) from error
         raise
     fsync_folder(parent)
     return (parent / moment.strftime(pattern)).absolute()

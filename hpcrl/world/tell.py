@@ -33,9 +33,14 @@ def tell(error: HpcrlError, rank: int = 0, size: int = 1, launcher: str = "none"
         signal.signal(signal.SIGTERM, leave)
         time.sleep(_PATIENCE_SECONDS + _STAGGER_SECONDS * min(rank, 50))
     prefix = f"rank {rank}: " if rank else ""
-    print(f"error: {prefix}{error}", file=sys.stderr, flush=True)
+    print(f"error: {prefix}{_printable(str(error))}", file=sys.stderr, flush=True)
     if rank == 0 and size > 1 and launcher == "slurm":
         time.sleep(_LINGER_SECONDS)
+
+
+def _printable(text: str) -> str:
+    """Without control characters: what a file or a name holds does not steer the terminal."""
+    return "".join(each if each.isprintable() or each == "\n" else ascii(each)[1:-1] for each in text)
 
 
 def red(text: str) -> str:

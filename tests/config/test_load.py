@@ -188,7 +188,7 @@ def test_an_error_names_who_set_the_offending_key(tmp_path):
         "environment GPU_COUNT: train.world_size = 'abc': a whole number is needed",
         "--set learn.lr=-1: learn.lr = -1: ",
         f"config {low}: learn.gamma = 2: ",
-        f"config {path}: env.initial_cash = 0: input should be greater than 0; env.lot = -1: ",
+        f"config {path}: env.initial_cash = 0: must be greater than 0; env.lot = -1: ",
     ):
         assert part in str(caught.value), str(caught.value)
     assert "\n" not in str(caught.value)

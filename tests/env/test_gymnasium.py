@@ -290,7 +290,7 @@ def test_actions_become_the_weights_that_they_stand_for(planted_path):
     [
         ({"path": None}, r"path is missing; give the file of `hpcrl stage`"),
         ({"path": "nowhere.h5"}, r"nowhere.h5: no such file"),
-        ({"split": "tain"}, r"split = 'tain': input should be 'train', 'validation' or 'test'"),
+        ({"split": "tain"}, r"split = 'tain': must be 'train', 'validation' or 'test'"),
         ({"episode_steps": 0}, r"episode_steps = 0"),
         (
             {"episode_steps": 4000},

@@ -229,7 +229,8 @@ def test_a_chain_that_is_refused_midway_is_cancelled_and_nothing_else(submit, pr
 def test_a_folder_that_cannot_be_made_is_named(submit, project, sbatch):
     sbatch()
     code, _, err = submit("--set", "checkpoint.dir=market.h5/runs")
-    assert code == 1 and "cannot write" in err and "market.h5/runs" in err and err.count("\n") == 1
+    assert code == 2 and "market.h5/runs: " in err and "market.h5 is no folder" in err
+    assert err.count("\n") == 1
 
 
 @pytest.mark.parametrize(
@@ -293,9 +294,9 @@ def test_without_slurm_it_says_what_works_here(submit, project, monkeypatch):
         (["--chain", "stage"], "sbatch slurm/stage.sbatch"),
         (["--chain", "evaluate"], "--resume RUN --chain evaluate"),
         (["--chain", ","], "--chain ',' holds no name"),
-        (["--chain", "stage,train", "--stage", "supabase --symbol A"], "--stage: No such option: --symbol"),
+        (["--chain", "stage,train", "--stage", "supabase --symbol A"], "--stage: no such option: --symbol"),
         (["--chain", "stage,train", "--stage", "push x.csv"], "--stage push: expected one of supabase"),
-        (["--chain", "stage,train", "--stage", "files"], "--stage: Missing option '--path'"),
+        (["--chain", "stage,train", "--stage", "files"], "--stage: missing option '--path'"),
         (["--chain", "stage,train", "--stage", "synthetic --out x"], "leave --out out"),
         (["--chain", "stage,train", "--stage", "synthetic 'A"], "no closing quotation"),
         (["--chain", "stage,train", "--stage", "synthetic --help"], "--help is for"),
@@ -303,7 +304,7 @@ def test_without_slurm_it_says_what_works_here(submit, project, monkeypatch):
         (["--chain", "stage,train", "--stage", f"postgres --dsn 'host=db sslpassword={CANARY}'"], "--dsn"),
         (["--set", f"market.path=postgresql://me:{CANARY}@db/x"], "an argument looks like a secret"),
         (["--chain", "train,evaluate", "--evaluate", "--split tset"], "--split tset: expected one of train,"),
-        (["--chain", "train,evaluate", "--evaluate", "--epoch x"], "--evaluate: Invalid value"),
+        (["--chain", "train,evaluate", "--evaluate", "--epoch x"], "--evaluate: --epoch 'x': a whole number"),
     ],
 )  # fmt: skip
 def test_a_mistake_is_one_line_and_makes_nothing(submit, project, monkeypatch, options, part):
@@ -414,6 +415,23 @@ def test_a_resumed_run_keeps_its_site_unless_another_is_named(project, monkeypat
     assert make_plan(SubmitRequest(resume=run, ranks=16)).site.nodes == 2
     monkeypatch.setenv("HPCRL_SITE", str(project / "other.yaml"))
     assert make_plan(SubmitRequest(resume=run)).site.partition == "other"
+
+
+@pytest.mark.parametrize(
+    ("submission", "part"),
+    [
+        ("{}", "format None, this version reads format 1"),
+        ('{"format": 1, "site": {}}', "jobs is missing, or no list of jobs"),
+        ('{"format": 1, "site": {}, "jobs": [3]}', "jobs is missing, or no list of jobs"),
+        ('{"format": 1, "jobs": []}', "site is missing or no object"),
+    ],
+)
+def test_a_broken_submission_json_is_told(project, monkeypatch, submission, part):
+    monkeypatch.chdir(project)
+    run = resumable(project, [])
+    (run / "submission.json").write_text(submission)
+    with pytest.raises(HpcrlError, match=rf"submission\.json: .*{part}"):
+        make_plan(SubmitRequest(resume=run))
 
 
 def test_the_tool_is_the_verb(project):

@@ -282,7 +282,7 @@ def test_a_start_that_is_none_is_refused_by_name(space, sections, message):
         (
             "learn.lr",
             {"high": 2},
-            "learn.lr cannot go as far as its bound 2: learn.lr = 2.0: input should be less",
+            "learn.lr cannot go as far as its bound 2: learn.lr = 2.0: must be less",
         ),
         ("learn.gae_lambda", {"low": -1, "high": 1}, "learn.gae_lambda cannot go as far as its bound -1: "),
         ("learn.ppo_epochs", {"low": 0, "high": 8}, "learn.ppo_epochs cannot go as far as its bound 0: "),

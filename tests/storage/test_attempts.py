@@ -352,3 +352,22 @@ def test_a_save_that_prunes_what_is_being_taken_over_is_seen_in_a_second_look(ru
     monkeypatch.setattr(RunDir, "manifest_epochs", late)
     second.adopt()
     assert second.folder.manifest_epochs() == [6]
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("live", 3), ("job", 7), ("number", "1"), ("ready", "yes"), ("base_epoch", [])]
+)
+def test_a_record_with_a_value_of_another_kind_is_no_record(run, key, value):
+    attempt = began(run, None)
+    file = attempt.record.path / "attempt.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {key: value}))
+    assert read_attempts(run.path) == []
+    with pytest.raises(RunFailed, match=r"attempt\.json: is no record of an attempt; nothing was changed"):
+        read_attempts(run.path, strict=True)
+
+
+@pytest.mark.parametrize("end", [{}, {"code": "0", "epoch": 4}, {"code": 0, "epoch": "4"}])
+def test_an_end_of_another_kind_is_none(run, end):
+    attempt = began(run, None)
+    (attempt.record.path / "end.json").write_text(json.dumps(end))
+    assert [record.end for record in read_attempts(run.path)] == [None]

@@ -41,8 +41,10 @@ def test_an_empty_folder_of_that_name_is_not_taken_over(tmp_path: Path, monkeypa
 
 def test_failed_creation_leaves_nothing(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(RunFailed, match="cannot write"):
+    with pytest.raises(HpcrlError, match=r"file/sub: .*file is no folder; name another place"):
         RunDir.create(tmp_path / "file" / "sub", "{}")
+    with pytest.raises(RunFailed, match=r"^cannot write /proc/sub/dist_run_\d{8}_\d{6}: "):
+        RunDir.create("/proc/sub", "{}")
     assert os.listdir(tmp_path) == ["file"]
 
 
