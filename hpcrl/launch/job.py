@@ -16,6 +16,7 @@ from hpcrl.config.load import load_config, one_process, overridden
 from hpcrl.config.root import Config, live_changes
 from hpcrl.launch.again import FROM_SLURM, LOST_A_PEER, begun_by, go_on
 from hpcrl.launch.again import resume_command as job_command
+from hpcrl.storage.atomic import check_folder
 from hpcrl.storage.run_dir import RunDir
 from hpcrl.types import STOPPED_EARLY, HpcrlError, RunFailed
 from hpcrl.world.ranks import Ranks, check_size, read_ranks
@@ -77,6 +78,8 @@ def resolve(request: Request, ranks: Ranks) -> tuple[Config, RunDir | None]:
         config = one_process(config, None, request.overrides)
     if not (ranks.launcher == "none" and request.ranks):
         check_size(ranks, config.train.world_size)
+    if request.run is None:
+        check_folder(config.checkpoint.dir, "checkpoint.dir = ")
     return config, None
 
 
