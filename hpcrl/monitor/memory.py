@@ -22,7 +22,7 @@ from hpcrl.world.world import World
 
 CHECKPOINTING = "engine.activation_checkpointing"
 FRAGMENTED = "PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True"
-_MARK = " (resume)"
+MARK = " (resume)"
 """Of what a run may change, or have changed around it, when it goes on."""
 _WORDS = {
     "data": "while the data were read",
@@ -60,13 +60,13 @@ def answer(shortage: Shortage, phase: str, epoch: int, config: Config, run: Path
     found = remedies(shortage, phase, config, member)
     lines += ["  what helps, the first thing first:", *(f"    {line}" for line in found)]
     if run is None:
-        lines = [line.removesuffix(_MARK) for line in lines]
+        lines = [line.removesuffix(MARK) for line in lines]
         lines.append("  no run was begun: start it again with one of these")
     elif member:
         lines.append("  all else is settled by its population: other sizes are another population's")
     else:
         lines.append(
-            f"  its checkpoints are as they were: --resume {run} goes on{_MARK} where that is said; with "
+            f"  its checkpoints are as they were: --resume {run} goes on{MARK} where that is said; with "
             f"anything else begin a new run from its weights, --init {run}"
         )
     return "\n".join(lines)
@@ -95,7 +95,7 @@ def remedies(shortage: Shortage, phase: str, config: Config, member: bool = Fals
         live = all(is_live(key) for key in sets)
         if sets and (live or not member) and _valid(config, sets):
             words = " ".join(f"--set {key}={str(value).lower()}" for key, value in sets.items())
-            found.append(f"{words}: {why}" + (_MARK if live else ""))
+            found.append(f"{words}: {why}" + (MARK if live else ""))
     return found or ["more memory: nothing of this run can be made smaller"]
 
 
@@ -109,18 +109,18 @@ def _of_the_place(shortage: Shortage) -> list[str]:
     if not shortage.on_gpu:
         if "cgroup" in shortage.limit:
             found.append(
-                f"--mem={2 * shortage.total // GIB + 1}G for the job (now {size(shortage.total)}){_MARK}"
+                f"--mem={2 * shortage.total // GIB + 1}G for the job (now {size(shortage.total)}){MARK}"
             )
         elif "ulimit" in shortage.limit:
-            found.append(f"a higher ulimit -v (now {size(shortage.total)}), or none{_MARK}")
+            found.append(f"a higher ulimit -v (now {size(shortage.total)}), or none{MARK}")
         return found
     if shortage.spare > max(shortage.asked, shortage.total // 20):
         fragmented = f"{size(shortage.spare)} are free, but in pieces"
         so = [os.environ.get(name, "") for name in ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")]
         if not any("expandable_segments:True" in value for value in so):
-            found.append(f"export {FRAGMENTED}: {fragmented}{_MARK}")
+            found.append(f"export {FRAGMENTED}: {fragmented}{MARK}")
     if shortage.others > max(2 * GIB, shortage.total // 20):
-        found.append(f"a GPU of its own: others hold {size(shortage.others)} of it, see nvidia-smi{_MARK}")
+        found.append(f"a GPU of its own: others hold {size(shortage.others)} of it, see nvidia-smi{MARK}")
     return found
 
 

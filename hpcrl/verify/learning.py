@@ -18,7 +18,7 @@ from hpcrl.market.dataset import Market
 from hpcrl.market.load import load_market
 from hpcrl.market.scaler import fit_scaler
 from hpcrl.market.stage import stage_synthetic
-from hpcrl.monitor.memory import remedies
+from hpcrl.monitor.memory import MARK, remedies
 from hpcrl.policy import build_policy
 from hpcrl.storage.run_dir import RunDir
 from hpcrl.train import Trainer, build
@@ -76,8 +76,9 @@ class Trial:
                 shortage = shortage_of(error, self._world)
                 if shortage is None:
                     raise
-                fix = "; or ".join(remedies(shortage, "trial", self._given))
-            raise Trouble(f"{shortage}, in an update of one chunk", fix)
+                lines = remedies(shortage, "trial", self._given)
+            fix = "; or ".join(line.removesuffix(MARK) for line in lines)
+            raise Trouble(f"{shortage}, with two environments and minibatches of one chunk", fix)
 
         return checked
 
