@@ -67,7 +67,7 @@ def main() -> None:
 def _run() -> int:
     """The exit code of the verb that the command line names; what it printed is out."""
     try:
-        return int(app(standalone_mode=False) or 0)
+        return int(app(prog_name="hpcrl", standalone_mode=False) or 0)
     except UsageError as error:
         if type(error).__name__ == "NoArgsIsHelpError":
             error.show()

@@ -127,14 +127,21 @@ _OF_POPULATION = ("members", "gpus_per_member", "throttle", "population")
 
 
 def _refuse_mixed(context: typer.Context, pbt: bool) -> None:
-    """HpcrlError: an option of a single run with --pbt, or one of a population without."""
-    for name in _OF_RUN if pbt else _OF_POPULATION:
+    """HpcrlError: an option of a single run with --pbt, of a population without, or of no job here."""
+
+    def given(name: str) -> bool:
         source = context.get_parameter_source(name)
-        if source is not None and source.name == "COMMANDLINE":
-            option = f"--{name.replace('_', '-')}"
-            if pbt:
-                raise HpcrlError(f"{option} is for a single run, it does not go with --pbt{_OF_RUN[name]}")
-            raise HpcrlError(f"{option} is for populations: add --pbt")
+        return source is not None and source.name == "COMMANDLINE"
+
+    for name in filter(given, _OF_RUN if pbt else _OF_POPULATION):
+        option = f"--{name.replace('_', '-')}"
+        if pbt:
+            raise HpcrlError(f"{option} is for a single run, it does not go with --pbt{_OF_RUN[name]}")
+        raise HpcrlError(f"{option} is for populations: add --pbt")
+    kinds = names(context.params["chain"], "--chain")
+    for kind in filter(given, ("stage", "evaluate")):
+        if kind not in kinds:
+            raise HpcrlError(f"--{kind} is for a job of that kind, and --chain {','.join(kinds)} has none")
 
 
 def _submit_population(options: dict[str, Any]) -> None:

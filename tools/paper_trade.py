@@ -32,9 +32,17 @@ NEEDED = ("timestamp", "symbol", "open", "high", "low", "close", "volume")
 def read_bars(path: Path, own: tuple[str, ...]) -> dict[int, dict[str, Bar]]:
     """stamp -> symbol -> bar. ``own``: features that are columns of the file. HpcrlError: an unusable row."""
     if not path.is_file():
-        raise HpcrlError(f"{path}: no such file; a CSV with {', '.join(NEEDED)} was expected")
+        kind = "is a folder" if path.is_dir() else "no such file"
+        raise HpcrlError(f"{path}: {kind}; a CSV with {', '.join(NEEDED)} was expected")
+    try:
+        return _read_rows(path, own)
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise HpcrlError(f"{path}: not a readable CSV table ({error})") from None
+
+
+def _read_rows(path: Path, own: tuple[str, ...]) -> dict[int, dict[str, Bar]]:
     bars: dict[int, dict[str, Bar]] = {}
-    with path.open(newline="") as file:
+    with path.open(newline="", encoding="utf-8") as file:
         table = csv.DictReader(file)
         lacking = [name for name in (*NEEDED, *own) if name not in (table.fieldnames or ())]
         if lacking:
@@ -46,14 +54,17 @@ def read_bars(path: Path, own: tuple[str, ...]) -> dict[int, dict[str, Bar]]:
                 bar = Bar(
                     ts, *numbers, split=float(row.get("split") or 1), features={n: float(row[n]) for n in own}
                 )
-            except (ValueError, TypeError) as error:
+            except (ValueError, TypeError, OverflowError) as error:
                 raise HpcrlError(f"{path}, line {table.line_num}: {error}") from None
             bars.setdefault(ts, {})[row["symbol"]] = bar
     return bars
 
 
 def _utc(text: str) -> datetime:
-    stamp = datetime.fromisoformat(text)
+    try:
+        stamp = datetime.fromisoformat(text)
+    except (TypeError, ValueError):
+        raise ValueError(f"timestamp {text!r:.60} is not ISO 8601, 2022-04-18T16:00:00Z") from None
     return stamp.replace(tzinfo=UTC) if stamp.tzinfo is None else stamp
 
 

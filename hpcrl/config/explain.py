@@ -23,6 +23,7 @@ NEEDED = {
     "bool_type": "true or false is needed",
     "bool_parsing": "true or false is needed",
     "string_type": "a text is needed; put it in quotes",
+    "dict_type": "keys and their values are needed",
 }
 """pydantic's types of error that have plainer words; numbers out of range keep pydantic's own."""
 
@@ -30,6 +31,8 @@ NEEDED = {
 def needed(item: Any) -> str:
     """What would be right, of one of pydantic's errors."""
     message = item["msg"].removeprefix("Value error, ").replace("Input should be", "must be", 1)
+    if item["type"] == "too_short":
+        return f"at least {item['ctx']['min_length']} must be given"
     message = NEEDED.get(item["type"], message)
     return f"{message[:1].lower()}{message[1:]}"
 

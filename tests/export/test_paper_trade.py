@@ -120,6 +120,12 @@ def test_the_command_runs_where_neither_torch_nor_pandas_is(msft, tmp_path):
         (("volume", "size"), [], "no column volume"),
         (("2022-06-15T15:40:00Z,MSFT,", "2022-06-15T15:40:00Z,MSFT,x"), [], "line 3197: could not convert"),
         (("2022-06-15T15:40:00Z,MSFT,2", "2022-06-15T15:40:00Z,MSFT,9"), [], "are no bar"),
+        (
+            ("2022-06-15T15:40:00Z,", "2022-06-15 x,"),
+            [],
+            "line 3197: timestamp '2022-06-15 x' is not ISO 8601",
+        ),
+        (("2022-06-15T15:40:00Z,", "\udcff"), [], "not a readable CSV table"),
     ],
 )
 def test_bad_input_is_one_line(change, arguments, said, msft, tmp_path):
@@ -127,7 +133,7 @@ def test_bad_input_is_one_line(change, arguments, said, msft, tmp_path):
     if change:
         assert change[0] in text
         text = text.replace(*change)
-    (tmp_path / "bars.csv").write_text(text)
+    (tmp_path / "bars.csv").write_text(text, errors="surrogateescape")
     command = [
         sys.executable,
         str(TOOL),

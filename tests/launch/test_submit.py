@@ -302,6 +302,8 @@ def test_without_slurm_it_says_what_works_here(submit, project, monkeypatch):
         (["--chain", "stage,train", "--stage", "synthetic --help"], "--help is for"),
         (["--chain", "stage,train", "--stage", f"postgres --dsn postgresql://me:{CANARY}@db/x"], "--dsn"),
         (["--chain", "stage,train", "--stage", f"postgres --dsn 'host=db sslpassword={CANARY}'"], "--dsn"),
+        (["--stage", "supabase"], "--stage is for a job of that kind, and --chain train has none"),
+        (["--chain", "stage,train", "--evaluate", "--epoch 3"], "and --chain stage,train has none"),
         (["--set", f"market.path=postgresql://me:{CANARY}@db/x"], "an argument looks like a secret"),
         (["--chain", "train,evaluate", "--evaluate", "--split tset"], "--split tset: expected one of train,"),
         (["--chain", "train,evaluate", "--evaluate", "--epoch x"], "--evaluate: --epoch 'x': a whole number"),
