@@ -89,7 +89,7 @@ def _of_killed(slurm: JobState | Start | None, words: LogWords, who: str | None)
     """Of an attempt that could not say how it ended."""
     code = (slurm.exit_code if slurm is not None else 0) or words.code
     kind = _STATES.get(slurm.state, "") if slurm is not None else ""
-    due = next((kind for word, kind in _DUE_TO.items() if word in words.slurm), "")
+    due = _due(words)
     if "hangs: " in words.error or code == HUNG:
         return Cause("hung", words.error.partition("; where")[0] or "a rank hung, and its watchdog ended it")
     if kind == "out_of_memory" or (_MEMORY.search(words.error) and kind in ("", "requeued")):
@@ -114,6 +114,11 @@ def _of_killed(slurm: JobState | Start | None, words: LogWords, who: str | None)
     return Cause("lost", "it ended without a word")
 
 
+def _due(words: LogWords) -> str:
+    """To what Slurm's own stars in the log say that it was; "" without them."""
+    return next((kind for word, kind in _DUE_TO.items() if word in words.slurm), "")
+
+
 def _of_end(end: dict[str, Any], slurm: JobState | Start | None, words: LogWords, who: str | None) -> Cause:
     code, reason = end.get("code"), str(end.get("reason") or "")
     if code == 0:
@@ -121,7 +126,8 @@ def _of_end(end: dict[str, Any], slurm: JobState | Start | None, words: LogWords
     if code == STOPPED_EARLY:
         kind = _STATES.get(slurm.state, "") if slurm is not None else ""
         if kind in ("", "requeued"):
-            kind = "preempted" if words.preempted else "time_limit" if reason == "SIGUSR2" else "stopped"
+            asked = "time_limit" if reason == "SIGUSR2" else _due(words) if reason == "SIGTERM" else ""
+            kind = "preempted" if words.preempted else asked or "stopped"
         own = kind == "stopped" or (kind == "time_limit" and reason == "SIGUSR2")
         text = _SIGNALS.get(reason, reason) if own else _TEXTS[kind]
         by = _by(who) if kind == "cancelled" else ""

@@ -482,6 +482,26 @@ def test_each_attempt_is_told_by_its_own_part_of_the_log_and_of_accounting(world
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("due", "reason", "words"),
+    [
+        (" DUE TO TIME LIMIT", "SIGTERM", "its time limit was reached"),
+        (" DUE TO JOB REQUEUE", "SIGTERM", "it was put back into the queue"),
+        (" DUE TO PREEMPTION", "SIGTERM", "it was preempted"),
+        (" DUE TO JOB REQUEUE", "SIGUSR2", "its time limit came near"),
+        (" DUE TO JOB REQUEUE", "made room", "it has made room for other members of its population"),
+        ("", "SIGTERM", "it was cancelled"),
+    ],
+)
+def test_of_a_start_that_saved_and_was_requeued_the_log_tells_why(world, status, due, reason, words):
+    world.attempt(end=(75, 5, reason))
+    world.attempt(1)
+    world.log.write_text(STARTED.format(1) + CANCELLED.format(due) + STARTED.format(2))
+    row = "12|REQUEUED|0:0|0:0|2026-11-23T00:00:00|2026-11-23T00:30:00||node1|x|0|None"
+    world.queue(books=(row, row.replace("REQUEUED", "RUNNING").replace("|0|None", "|1|None")))
+    assert status(world.path)["attempts"][0]["ended"] == f"{words}; all was saved"
+
+
 # --- A job that never came to train ---------------------------------------------------------------
 
 
