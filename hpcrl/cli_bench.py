@@ -73,8 +73,8 @@ def bench_against_sb3(
     seconds: Annotated[float, typer.Option(help="Of training, for each of the two.")] = 300.0,
     config: Annotated[Path, typer.Option("--config", help="Settings of both.")] = Path("yaml/learn.yaml"),
     sets: Sets = None,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
-    threads: Annotated[int, typer.Option(min=1)] = 1,
+    seed: Annotated[int, typer.Option(min=0, help="Of both trainings.")] = 0,
+    threads: Annotated[int, typer.Option(min=1, help="Threads of torch.")] = 1,
     out: Annotated[Path, typer.Option("--out", help="JSON to write; a picture goes beside it.")] = Path(
         "against_sb3.json"
     ),
@@ -115,11 +115,11 @@ def bench_pbt(
         Path, typer.Option("--out", help="Folder for the populations; goes on where it was left.")
     ],
     task: Annotated[str, typer.Option(help="A planted market.")] = "L2",
-    seeds: Annotated[int, typer.Option(min=1)] = 3,
-    members: Annotated[int, typer.Option(min=2)] = 4,
+    seeds: Annotated[int, typer.Option(min=1, help="Seeds 0, 1, ...")] = 3,
+    members: Annotated[int, typer.Option(min=2, help="Of each population.")] = 4,
     low: Annotated[float, typer.Option(help="Lowest learning rate.")] = 3e-5,
     high: Annotated[float, typer.Option(help="Highest learning rate.")] = 3e-3,
-    config: Annotated[Path, typer.Option("--config")] = Path("yaml/learn_pbt.yaml"),
+    config: Annotated[Path, typer.Option("--config", help="Settings of all.")] = Path("yaml/learn_pbt.yaml"),
     sets: Sets = None,
     at_once: Annotated[int | None, typer.Option(min=1, help="Members at a time.")] = None,
     plot: Annotated[Path | None, typer.Option(help="PNG to write.")] = None,

@@ -99,7 +99,7 @@ def stage_synthetic(
     out: Out,
     symbols: Annotated[str, typer.Option(help="A,B,...")] = "AAPL,MSFT,GOOGL,TSLA,NVDA,AMZN",
     bars: Annotated[int, typer.Option(min=1, help="Tradable bars per symbol; burn-in comes on top.")] = 1000,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Another seed, other bars.")] = 0,
     as_json: Json = False,
 ) -> None:
     """A random walk: for first steps and tests; no performance claim follows from it."""
@@ -114,7 +114,7 @@ def stage_planted(
     task: Annotated[str, typer.Option(help="L0, L1, L2, L3, L4, L4b, L5 or control.")],
     bars: Annotated[int, typer.Option(min=1, help="Tradable bars per path; burn-in comes on top.")] = 1000,
     paths: Annotated[int, typer.Option(min=1, help="Separate paths, one symbol each.")] = 1,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Another seed, other bars.")] = 0,
     as_json: Json = False,
 ) -> None:
     """A market whose best policy is known: does an agent learn it? No performance claim follows from it."""
