@@ -130,6 +130,7 @@ def _of_end(end: dict[str, Any], slurm: JobState | Start | None, words: LogWords
             kind = "preempted" if words.preempted else asked or "stopped"
         own = kind == "stopped" or (kind == "time_limit" and reason == "SIGUSR2")
         text = _SIGNALS.get(reason, reason) if own else _TEXTS[kind]
+        text = _node_failed(slurm) if kind == "node_failure" else text
         by = _by(who) if kind == "cancelled" else ""
         return Cause(kind, f"{text}{by}; all was saved", saved=True)
     if found := re.search(r"is superseded by (attempt \d+)", reason):

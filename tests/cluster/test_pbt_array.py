@@ -59,6 +59,12 @@ def test_members_take_turns_in_fewer_places_and_one_that_is_killed_in_its_turn_g
     trial.assert_best_is_named(*MEMBERS)
     killed = trial.attempts(1)
     assert killed[0].end is None and killed[0].job == f"{trial.job}_1" and killed[1].restart_count == 1
+    told = json.loads(trial.hpcrl("status", f"{trial.job}_1", "--json"))  # the member, by its task
+    assert told["run"] == str(population.folder(1)) and told["state"] == "finished"
+    assert "SIGKILL" in told["attempts"][0]["ended"], told
+    assert json.loads(trial.hpcrl("status", f"{trial.job}_0", "--json"))["attempts"][0]["ended"].startswith(
+        "it has made room for other members of its population; all was saved"
+    )
     # Nobody began again while another had not begun at all.
     order = [member for _, member in trial.starts()]
     assert set(order[:2]) == {0, 1} and set(order[:5]) == set(MEMBERS), order
