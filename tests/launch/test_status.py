@@ -411,7 +411,7 @@ FRUITLESS = "/r: 3 attempts in a row began after epoch 5 and ended without a new
         ((), {"state": "TIMEOUT", "reason": "TimeLimit"}, "", "dead", "time_limit", "before it could save"),
         ((75, 5, "SIGTERM"), {"state": "PREEMPTED"}, "", "stopped", "preempted", "preempted; all was saved"),
         ((), {"state": "PREEMPTED"}, "", "dead", "preempted", "preempted before it could save"),
-        ((75, 5, "SIGTERM"), {"state": "NODE_FAIL"}, "", "stopped", "node_failure", "failed (node1); all was"),
+        ((75, 5, "SIGTERM"), {"state": "NODE_FAIL"}, "", "stopped", "node_failure", "(node1); all was"),
         ((), {"state": "NODE_FAIL"}, "", "dead", "node_failure", "its node failed (node1)"),
         ((), {"state": "OUT_OF_MEMORY"}, "", "dead", "out_of_memory", "ran out of memory"),
         ((), {"state": "FAILED", "code": 137 << 8}, OOM, "dead", "out_of_memory", "exceeded memory limit"),
