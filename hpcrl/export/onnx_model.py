@@ -24,7 +24,7 @@ from hpcrl.policy import Policy
 from hpcrl.policy.attention import rotary_table
 from hpcrl.policy.lightweight import LightweightPolicy, RecurrentBlock
 from hpcrl.policy.transformer import Block, TransformerPolicy
-from hpcrl.types import RunFailed
+from hpcrl.types import HpcrlError, RunFailed
 
 OPSET = 18
 """Of the default ONNX domain: the lowest that torch's exporter writes without converting."""
@@ -110,13 +110,16 @@ class LightweightStep(StreamingStep):
 
 
 def streaming_step(policy: Policy, scaler: Scaler, n_entries: int) -> StreamingStep:
-    """The functional twin of ``policy.step``, with the scaler before it."""
+    """The functional twin of ``policy.step``, with the scaler before it. HpcrlError where there is none."""
     if policy.dtype != torch.float32:
         raise ValueError(f"a float32 policy is exported, not {policy.dtype}")
     for kind, step in ((TransformerPolicy, TransformerStep), (LightweightPolicy, LightweightStep)):
         if isinstance(policy, kind):
             return step(policy, scaler, n_entries).eval()  # type: ignore[arg-type]
-    raise ValueError(f"no export of a {type(policy).__name__}")
+    raise HpcrlError(
+        f"a {type(policy).__name__} cannot be exported: hpcrl/export/onnx_model.py has no step of it; "
+        "docs/extending.md says how to add one"
+    )
 
 
 def memory_notes(step: StreamingStep) -> tuple[MemoryNote, ...]:

@@ -19,7 +19,7 @@ from hpcrl.export.stream import Outputs, Stream
 from hpcrl.export.verify import TOLERANCE, Differences, Twins, real_tokens, verify
 from hpcrl.market.scaler import Scaler, identity_scaler
 from hpcrl.policy import build_policy
-from hpcrl.types import RunFailed
+from hpcrl.types import HpcrlError, RunFailed
 
 E, A, FEATURES = 14, 2, 3
 
@@ -29,6 +29,14 @@ def scaler_of(features: int, clip: float = 2.0) -> Scaler:
     rng = np.random.default_rng(0)
     mean = rng.normal(size=features).astype(np.float32)
     return Scaler(names, mean, rng.uniform(0.1, 3.0, features).astype(np.float32), clip)
+
+
+def test_a_policy_of_ones_own_says_where_its_step_is_to_be_added():
+    class Mine(torch.nn.Module):
+        dtype = torch.float32
+
+    with pytest.raises(HpcrlError, match=r"a Mine cannot be exported: hpcrl/export/onnx_model.py has no"):
+        streaming_step(Mine(), scaler_of(FEATURES), E)
 
 
 @pytest.mark.parametrize(("model", "head"), KINDS)
