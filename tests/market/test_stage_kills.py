@@ -41,17 +41,19 @@ class Staging:
 
     def measure(self) -> tuple[str, float, float]:
         """(sha256, seconds from the start until the file is there, of these those of the writing)."""
-        folder = self.folder / "whole"
-        folder.mkdir()
-        begun, writing = time.monotonic(), 0.0
-        process = self.start(folder)
-        while process.poll() is None and not (folder / "market.h5").exists():
-            writing = writing or (time.monotonic() if is_writing(folder) else 0.0)
-            time.sleep(0.005)
-        ended = time.monotonic()
-        process.communicate()
-        assert writing
-        return self.finish(folder), ended - begun, ended - writing
+        for look in range(5):  # the writing takes some tenths of a second, in which we may not be let run
+            folder = self.folder / f"whole{look}"
+            folder.mkdir()
+            begun, writing = time.monotonic(), 0.0
+            process = self.start(folder)
+            while process.poll() is None and not (folder / "market.h5").exists():
+                writing = writing or (time.monotonic() if is_writing(folder) else 0.0)
+                time.sleep(0.005)
+            ended = time.monotonic()
+            process.communicate()
+            if writing:
+                return self.finish(folder), ended - begun, ended - writing
+        raise AssertionError("nothing was seen of the writing in 5 stagings")
 
 
 def is_writing(folder: Path) -> bool:
@@ -82,7 +84,7 @@ def kill_once(staging: Staging, folder: Path, drawn: random.Random, spans: list[
 def kill_and_check(staging: Staging, kills: int, record_property) -> None:
     """Every other kill falls into the writing, which is the shorter part."""
     whole, seconds, writing = staging.measure()
-    spans, drawn = [seconds, writing], random.Random(kills)
+    spans, drawn = [seconds, writing], random.Random(kills)  # as long as they were on the machine of then
     found = {"nothing": 0, "spool": 0, "temporary": 0, "file": 0}
     done = 0
     for run in range(3 * kills):
@@ -94,16 +96,17 @@ def kill_and_check(staging: Staging, kills: int, record_property) -> None:
             if out.exists():
                 assert check_complete(out, staging.frame, staging.verb) == whole
                 found["file"] += 1
+                spans[1] *= 0.8
             elif is_writing(folder):
                 found["temporary"] += 1
             else:
                 found["spool" if any(folder.iterdir()) else "nothing"] += 1
             assert staging.finish(folder) == whole
         shutil.rmtree(folder)
-        if done == kills:
+        if done >= kills and found["temporary"] + found["spool"]:
             break
     record_property(f"{kills} kills of hpcrl stage {staging.verb} (left behind)", found)
-    assert done == kills and found["temporary"] + found["spool"] > 0, found
+    assert done >= kills and found["temporary"] + found["spool"] > 0, found
 
 
 @pytest.mark.slow
