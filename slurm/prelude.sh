@@ -67,9 +67,14 @@ export PATH=$HPCRL_BIN:$PATH
 echo "hpcrl of $HPCRL_BIN, $found"
 
 # verify_first ARGUMENTS of hpcrl train: a job that would fail in the night fails now, with the cause and the fix.
-# HPCRL_VERIFY=never leaves it out; a job that Slurm has started again has passed.
+# At its first start alone; HPCRL_VERIFY=never leaves it out. A node on which it hangs is left to the ranks' watchdog.
 verify_first() {
+    local code=0
     if [ "${HPCRL_VERIFY:-}" != never ] && [ "${SLURM_RESTART_COUNT:-0}" = 0 ]; then
-        "$HPCRL_BIN/hpcrl" verify --quick "$@"
+        timeout -k 30 600 "$HPCRL_BIN/hpcrl" verify --quick "$@" || code=$?
     fi
+    case $code in
+        124|137) echo "hpcrl verify gave no answer in 10 minutes: training is tried" ;;
+        *) return "$code" ;;
+    esac
 }

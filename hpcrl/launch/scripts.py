@@ -72,12 +72,18 @@ def setup(kind: Kind, site: Site, run: Path, python: Path, exports: dict[str, st
 
 def verify_first(python: Path, *options: str) -> list[str]:
     """Lines that come last before srun of training: as slurm/prelude.sh has it, of the run $HPCRL_RUN."""
-    command = " ".join((shlex.quote(str(python)), "-m hpcrl verify --quick", *options))
+    of_the_run = '--config "$HPCRL_RUN/jobs/config.yaml" --run "$HPCRL_RUN"'
+    command = " ".join((shlex.quote(str(python)), "-m hpcrl verify --quick", *options, of_the_run))
     return [
         "# A job that would fail in the night fails now. HPCRL_VERIFY=never leaves this out.",
         'if [ "${HPCRL_VERIFY:-}" != never ] && [ "${SLURM_RESTART_COUNT:-0}" = 0 ]; then',
-        f'    {command} --config "$HPCRL_RUN/jobs/config.yaml" --run "$HPCRL_RUN" ||',
-        '        { code=$?; echo "end $(date -Is) exit code $code"; exit "$code"; }',
+        "    code=0",
+        f'    timeout -k 30 600 {command} || code=$?',
+        "    case $code in",
+        "        0) ;;",
+        '        124|137) echo "hpcrl verify gave no answer in 10 minutes: training is tried" ;;',
+        '        *) echo "end $(date -Is) exit code $code"; exit "$code" ;;',
+        "    esac",
         "fi",
     ]
 

@@ -180,6 +180,11 @@ def test_a_training_job_is_verified_first_and_ends_where_that_fails(script):
     assert script.run("train", {}, HPCRL_VERIFY="").returncode == 0 and script.called("srun")
 
 
+def test_where_the_verification_hangs_training_is_tried(script):
+    done = script.run("train", {}, HPCRL_VERIFY="", python_code="124")
+    assert done.returncode == 0 and "gave no answer in 10 minutes" in done.stdout and script.called("srun")
+
+
 @pytest.mark.parametrize("kind", ["stage", "evaluate"])
 def test_other_jobs_are_not_verified(script, kind):
     assert script.run(kind, {}, HPCRL_VERIFY="").returncode == 0

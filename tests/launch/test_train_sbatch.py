@@ -105,6 +105,13 @@ def test_it_is_verified_first_by_the_same_options_and_ends_where_that_fails(repo
     assert done.returncode == 1 and re.search(r"^end \S+ exit code 1$", done.stdout, re.M)
 
 
+def test_where_the_verification_hangs_training_is_tried(repository, elsewhere):
+    done = repository.run("train.sbatch", cwd=elsewhere, hpcrl_code="124")
+    assert (
+        done.returncode == 0 and "gave no answer in 10 minutes" in done.stdout and repository.called("srun")
+    )
+
+
 @pytest.mark.parametrize("environ", [{"SLURM_RESTART_COUNT": "1"}, {"HPCRL_VERIFY": "never"}])
 def test_a_start_after_the_first_is_not_verified_nor_where_the_user_says_so(repository, elsewhere, environ):
     assert repository.run("train.sbatch", cwd=elsewhere, hpcrl_code="1", **environ).returncode == 0

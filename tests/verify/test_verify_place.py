@@ -20,7 +20,7 @@ from hpcrl.launch.job import Request as Training
 from hpcrl.launch.job import config_named
 from hpcrl.storage.atomic import to_json
 from hpcrl.storage.run_dir import RunDir
-from hpcrl.verify import cluster, data, environment, places
+from hpcrl.verify import cluster, data, environment, places, verify
 from hpcrl.verify.finding import Finding, examine
 from hpcrl.verify.verify import Request, run_checks
 
@@ -300,3 +300,54 @@ def test_the_config_is_that_of_the_run_that_goes_on(config, place, staged, monke
     assert config_named(Training(resume=run)).learn.rollout == 64
     lost = next(f for f in run_checks(Request(Training(resume=place / "lost"))) if f.check == "config")
     is_fail(lost, f"{place}/lost", "the message says")
+
+
+def test_what_is_written_to_is_looked_at_and_nothing_else(config, place, staged):
+    """A run that goes on, and a population's members, write nothing into checkpoint.dir."""
+    begun = config("checkpoint.dir=/proc/nowhere", f"pbt.dir={place}/populations")
+    record = run_record(begun, {"path": str(staged), "sha256": "0" * 64, "source": "synthetic"}, None)
+    run = RunDir.create(str(place / "elsewhere"), to_json(record)).path
+    for request in (Request(Training(resume=run), quick=True), Request(Training(run=run), quick=True)):
+        found = {finding.check: finding for finding in run_checks(request)}
+        assert (
+            found["storage"].status == found["clock"].status == "pass" and str(run) in found["storage"].found
+        )
+    sets = (*SMALL, f"market.path={staged}", "checkpoint.dir=/proc/nowhere", f"pbt.dir={place}")
+    alone, population = (
+        Request(Training(overrides=sets), quick=True, population=many) for many in (False, True)
+    )
+    (one,), (many,) = (
+        [f for f in run_checks(asked) if f.check == "storage"] for asked in (alone, population)
+    )
+    assert (one.status, many.status) == ("fail", "pass"), (one, many)
+
+
+@pytest.mark.parametrize(
+    ("failing", "code"),
+    [("storage", 0), ("packages", 0), ("cuda", 0), ("config", 1), ("data", 1), ("gpu", 1)],
+)
+def test_a_fault_of_the_node_or_the_moment_ends_no_job(place, monkeypatch, capsys, failing, code):
+    found = [Finding(check=name, status="pass", found="well") for name in ("python", "config", "data")]
+    found.append(Finding(check=failing, status="fail", found="not well", fix="mend it"))
+    monkeypatch.setattr(verify, "run_checks", lambda request: iter(found))
+    monkeypatch.setattr(verify.signal, "signal", lambda *a: None)
+    assert verify.verify(Request(), as_json=False) == 1
+    monkeypatch.setenv("SLURM_JOB_ID", "12")
+    capsys.readouterr()
+    assert verify.verify(Request(), as_json=False) == code
+    out = capsys.readouterr().out
+    assert f"fail {failing}: not well" in out and ("training is tried" in out) == (code == 0)
+
+
+def test_ended_by_slurm_it_leaves_nothing(place, staged):
+    sets = [word for item in (*SMALL, f"market.path={staged}") for word in ("--set", item)]
+    child = subprocess.Popen(
+        [sys.executable, "-m", "hpcrl", "verify", *sets], cwd=place, stdout=subprocess.PIPE, text=True
+    )
+    assert child.stdout is not None
+    line = next(line for line in child.stdout if line.startswith("pass rooms"))
+    while not (probes := list(place.glob(".hpcrl_verify_*"))) and child.poll() is None:
+        time.sleep(0.01)
+    child.terminate()
+    child.communicate(timeout=60)
+    assert line and probes and child.returncode == 143 and not list(place.glob(".hpcrl_verify_*"))

@@ -26,8 +26,13 @@ export HPCRL_RUN=/home/me/project/checkpoints/dist_run_20260102_030405
 export HPCRL_REQUEUE=requeue
 # A job that would fail in the night fails now. HPCRL_VERIFY=never leaves this out.
 if [ "${HPCRL_VERIFY:-}" != never ] && [ "${SLURM_RESTART_COUNT:-0}" = 0 ]; then
-    /apps/venv/bin/python -m hpcrl verify --quick --config "$HPCRL_RUN/jobs/config.yaml" --run "$HPCRL_RUN" ||
-        { code=$?; echo "end $(date -Is) exit code $code"; exit "$code"; }
+    code=0
+    timeout -k 30 600 /apps/venv/bin/python -m hpcrl verify --quick --config "$HPCRL_RUN/jobs/config.yaml" --run "$HPCRL_RUN" || code=$?
+    case $code in
+        0) ;;
+        124|137) echo "hpcrl verify gave no answer in 10 minutes: training is tried" ;;
+        *) echo "end $(date -Is) exit code $code"; exit "$code" ;;
+    esac
 fi
 
 # command
