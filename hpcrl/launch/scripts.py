@@ -16,6 +16,7 @@ EXPORT = (
     "PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LC_ALL", "MODULEPATH", "MODULESHOME", "HPCRL_BIN",
     "HPCRL_ROOT", "HPCRL_MODULES", "HPCRL_REQUEUE", "HPCRL_VERIFY", "TRAINING_MODE", "GPU_COUNT",
     "ENVS_PER_GPU", "NO_COLOR", "NCCL_DEBUG", "NCCL_SOCKET_IFNAME", "NCCL_IB_HCA", "GLOO_SOCKET_IFNAME",
+    "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF",
 )  # fmt: skip
 """What a training or evaluation job gets of the submitter's environment: Slurm writes it to disk, so that no
 secret may be in it. The same as in slurm/train.sbatch."""
