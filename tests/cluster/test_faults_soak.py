@@ -88,19 +88,19 @@ def test_a_run_of_several_time_limits_stops_in_time_by_its_own_clock(trial, slur
     job.assert_whole(long_reference)
 
 
-def test_a_run_that_ran_into_its_time_limit_saves_in_killwait_and_goes_on(trial, slurm, reference):
+def test_a_run_that_ran_into_its_time_limit_saves_in_killwait_and_goes_on(trial, slurm, long_reference):
     slurm.configure(KillWait="30")
-    job = trial(UNWARNED)
+    job = trial(UNWARNED, epochs=2 * LONG)  # CONT may come long before TERM
     job.kill(signal.SIGSTOP)  # until Slurm's CONT, which its TERM follows
     limit(job, minutes=1)
     slurm.wait(job.job, "PENDING", PATIENCE)
     limit(job, minutes=30)
-    assert job.wait("COMPLETED")
+    assert job.wait("COMPLETED", timeout=600)
     assert starts(job) == [("user", 75), ("requeue", 0)], job.log
     assert slurm.sacct(job.job)[0]["Elapsed"] >= "00:01:00"
     assert job.ended() == ["its time limit was reached; all was saved", "finished"]
     job.assert_nothing_lost()
-    job.assert_whole(reference)
+    job.assert_whole(long_reference)
 
 
 def test_an_epoch_that_outlasts_the_time_limit_ends_as_timeout_and_says_so(trial):
