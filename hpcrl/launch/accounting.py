@@ -99,9 +99,22 @@ def read_jobs(ids: Sequence[str]) -> Books:
     starts = _ask(notes, lambda: _read_accounting(wanted))
     jobs: dict[str, JobState] = dict(queue or {})
     for job, found in (starts or {}).items():
-        if queue is None or "[" not in job:  # tasks that wait together; the queue tells each
+        array, _, together = job.partition("_[")
+        if not together:
             jobs[job] = _join(jobs.get(job), found)
+        elif not any(id.startswith(f"{array}_") for id in queue or ()):  # which tells each that waits
+            for task in _tasks(together):
+                jobs.setdefault(f"{array}_{task}", replace(_join(None, found), id=f"{array}_{task}"))
     return Books(jobs, tuple(notes), reachable=queue is not None or starts is not None)
+
+
+def _tasks(text: str) -> list[int]:
+    """Of tasks that wait, or were cancelled, together: "0-2,5%2]" is 0, 1, 2, 5."""
+    numbers: list[int] = []
+    for part in re.findall(r"\d+(?:-\d+)?", text.partition("%")[0]):
+        first, _, last = part.partition("-")
+        numbers += range(int(first), int(last or first) + 1)
+    return numbers
 
 
 def _ask(notes: list[str], read: Callable[[], dict]) -> dict | None:

@@ -268,6 +268,14 @@ def test_an_array_of_no_run_is_told_task_by_task(world, hpcrl):
     assert "exit code 3" in out and "\n  for its turn" in out
 
 
+def test_an_array_that_was_cancelled_while_it_waited_is_told_by_accounting(world, hpcrl):
+    books = "12_[0-1,3%2]|CANCELLED by 0|0:0|0:0|Unknown|2026-01-02T03:04:05||None assigned|hpcrl|1|None"
+    world.queue(books=(books,))
+    code, out, _ = hpcrl("status", "12", "--json")
+    assert code == 0 and [task["job"] for task in json.loads(out)] == ["12_0", "12_1", "12_3"]
+    assert "cancelled" in out
+
+
 def test_a_requeued_job_tells_why_its_last_attempt_ended(world, status):
     world.attempt(reached=5)
     world.log.write_text(
