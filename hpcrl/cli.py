@@ -59,8 +59,13 @@ def main() -> None:
         where = f"{str(error.filename)[:200]}: " if error.filename else "a file or the standard output: "
         print(f"error: {where}{error.strerror or error}", file=sys.stderr, flush=True)
         sys.exit(1)
-    except MemoryError as error:
-        print(f"error: not enough memory: {error or 'nothing is left'}", file=sys.stderr, flush=True)
+    except (MemoryError, RuntimeError) as error:  # the latter is how torch says it
+        from hpcrl.world.memory import ran_out
+
+        if not ran_out(error):
+            raise
+        said = str(error).partition("\n")[0] or "nothing is left"
+        print(f"error: not enough memory: {said}", file=sys.stderr, flush=True)
         sys.exit(1)
 
 

@@ -381,3 +381,16 @@ def test_stage_data_is_stage_supabase_unless_a_verb_is_named(tmp_path):
         assert done.returncode == 2
         errors.append(done.stderr)
     assert "timeframe 'fortnightly' is not known" in errors[0] and errors[0] == errors[1]
+
+
+def test_torchs_word_for_no_memory_is_a_line_and_another_error_is_not(hpcrl, monkeypatch):
+    def ends(said: str) -> None:
+        raise RuntimeError(said)
+
+    said = "DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes\nmore of it"
+    monkeypatch.setattr(cli, "_run", lambda: ends(said))
+    code, _, err = hpcrl("export")
+    assert code == 1 and err == f"error: not enough memory: {said.partition(chr(10))[0]}\n"
+    monkeypatch.setattr(cli, "_run", lambda: ends("another"))
+    with pytest.raises(RuntimeError, match="another"):
+        hpcrl("export")

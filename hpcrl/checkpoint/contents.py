@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from hpcrl.types import RunFailed
+from hpcrl.world.memory import ran_out
 
 _PRIMITIVES = (str, bytes, int, float, bool, type(None))
 
@@ -38,19 +39,26 @@ def plain(value: Any, where: str = "state") -> Any:
 
 
 def load_plain(path: Path) -> dict[str, Any]:
-    """The dict in ``path``, on the CPU. RunFailed naming the file; nothing in it is ever executed."""
+    """The dict in ``path``, on the CPU. RunFailed naming the file; nothing in it is ever executed.
+
+    Where memory ends, the error that says so.
+    """
     try:
         with open(path, "rb") as handle:
             if handle.read(len(_ZIP)) != _ZIP:
                 raise RunFailed(f"{path}: not a checkpoint file")
         value = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
+        if ran_out(error):
+            raise
         raise RunFailed(f"{path}: cannot be read: {error.strerror or error}") from error
     except pickle.UnpicklingError as error:
         raise RunFailed(
             f"{path}: holds more than tensors and plain values; refused, nothing was run"
         ) from error
     except (RuntimeError, EOFError, ValueError, KeyError) as error:
+        if ran_out(error):
+            raise
         raise RunFailed(
             f"{path}: not a checkpoint file ({type(error).__name__}: {str(error).partition(chr(10))[0]})"
         ) from error

@@ -33,6 +33,7 @@ from hpcrl.storage.run_dir import RunDir
 from hpcrl.types import HpcrlError, RunFailed
 from hpcrl.world.agree import all_or_none
 from hpcrl.world.collectives import broadcast_object, gather_objects
+from hpcrl.world.memory import ran_out
 from hpcrl.world.world import World
 
 log = logging.getLogger(__name__)
@@ -127,7 +128,7 @@ class CheckpointManager:
     # Agreement: an error on one rank becomes the same RunFailed on all, so that nobody waits for the dead.
 
     def _agree(self, work: Callable[[], Any]) -> Any:
-        """``work`` on every rank; RunFailed on all of them if any raised."""
+        """``work`` on every rank; RunFailed on all of them if any raised, OutOfMemory if memory ended."""
 
         def told() -> Any:
             try:
@@ -135,6 +136,8 @@ class CheckpointManager:
             except HpcrlError as error:
                 raise RunFailed(str(error)) from error
             except Exception as error:
+                if ran_out(error):
+                    raise  # all_or_none knows it
                 raise RunFailed(f"{type(error).__name__}: {error}") from error
 
         return all_or_none(self._world, told)

@@ -220,8 +220,8 @@ def _train(world: World, config: Config, run: RunDir | None, request: Request, s
     console = TrainingConsole(world.rank, config.train.epochs, config.monitor.progress)
     console.rank_line("Setting up...")
     patience = config.monitor.hang_minutes * 60
-    where = run.path if run is not None else None
-    with Watchdog(patience, rank=world.rank) as watchdog, answered(world, config, watchdog, where):
+    folder, begun = (run.path, True) if run is not None else (request.run, False)
+    with Watchdog(patience, rank=world.rank) as watchdog, answered(world, config, watchdog, folder, begun):
         watchdog.beat("set-up", 0)
         if stop.agreed(world):  # while torch was loaded; a grace time may not suffice for the set-up
             console.say("Stopped before training began: nothing is lost.")

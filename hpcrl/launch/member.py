@@ -24,6 +24,7 @@ from hpcrl.train import Trainer
 from hpcrl.types import HpcrlError, RunFailed
 from hpcrl.world.agree import all_or_none
 from hpcrl.world.collectives import broadcast_object
+from hpcrl.world.memory import OutOfMemory
 from hpcrl.world.stop import StopFlag
 
 
@@ -137,6 +138,8 @@ class MemberTurns:
         try:
             portable = all_or_none(world, partial(_load, donor))
             trainer.adopt(portable)
+        except OutOfMemory:  # of this place, not of the donor
+            raise
         except HpcrlError as error:
             why = str(error)
             return broadcast_object(

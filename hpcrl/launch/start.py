@@ -20,6 +20,7 @@ from hpcrl.train import Trainer, build
 from hpcrl.types import HpcrlError, RunFailed
 from hpcrl.world.agree import all_or_none
 from hpcrl.world.collectives import broadcast_object
+from hpcrl.world.memory import OutOfMemory
 from hpcrl.world.world import World
 
 
@@ -133,6 +134,8 @@ def _restore(
             raise RunFailed(f"{name}: was saved by a run of another config than config.json has")
         trainer = build(config, world, market, Scaler.from_state(portable["feature_scaler"]))
         trainer.restore(portable, rank_state)
+    except OutOfMemory:  # nothing is wrong with the checkpoint
+        raise
     except RunFailed as error:
         raise RunFailed(f"{error}; {hint}") from error
     except (KeyError, AttributeError, TypeError, ValueError) as error:

@@ -36,10 +36,12 @@ _WORDS = {
 
 
 @contextlib.contextmanager
-def answered(world: World, config: Config, watchdog: Watchdog, run: Path | None) -> Iterator[None]:
+def answered(
+    world: World, config: Config, watchdog: Watchdog, run: Path | None, begun: bool = True
+) -> Iterator[None]:
     """Raise ``OutOfMemory`` with the answer, of the watchdog's phase, where memory runs out within.
 
-    ``run``: the folder, if there is one.
+    ``run``: the folder, if there is one; ``begun``: whether there is anything in it to go on with.
     """
     try:
         yield
@@ -48,23 +50,26 @@ def answered(world: World, config: Config, watchdog: Watchdog, run: Path | None)
         if shortage is None:
             raise
         traceback.clear_frames(error.__traceback__)  # the message itself needs some memory
-        text = answer(shortage, watchdog.phase, watchdog.epoch, config, run)
+        text = answer(shortage, watchdog.phase, watchdog.epoch, config, run, begun)
         raise OutOfMemory(shortage, text) from None
 
 
-def answer(shortage: Shortage, phase: str, epoch: int, config: Config, run: Path | None = None) -> str:
+def answer(
+    shortage: Shortage, phase: str, epoch: int, config: Config, run: Path | None = None, begun: bool = True
+) -> str:
     """The message: a line on what happened, one on the run's sizes, and what helps, one to a line."""
-    member = run is not None and (run.parents[1] / "population.json").is_file()  # its config is settled
+    # A member's config is settled, also before its first start.
+    member = run is not None and (run.absolute().parent.parent / "population.json").is_file()
     when = _WORDS.get(phase, "while training was set up").format(epoch=epoch)
     lines = [f"{shortage}, {when}", f"  the run: {sizes(config)}"]
     found = remedies(shortage, phase, config, member)
     lines += ["  what helps, the first thing first:", *(f"    {line}" for line in found)]
-    if run is None:
+    if run is None or not begun:
         lines = [line.removesuffix(MARK) for line in lines]
         lines.append("  no run was begun: start it again with one of these")
-    elif member:
+    if member:
         lines.append("  all else is settled by its population: other sizes are another population's")
-    else:
+    elif run is not None and begun:
         lines.append(
             f"  its checkpoints are as they were: --resume {run} goes on{MARK} where that is said; with "
             f"anything else begin a new run from its weights, --init {run}"

@@ -115,14 +115,14 @@ class _Sink:
         self._handle = handle
         self._hash = hashlib.sha256()
         self.bytes = 0
-        self.error: OSError | None = None
+        self.error: OSError | MemoryError | None = None
 
     def write(self, data: Any) -> int:
         size = memoryview(data).nbytes
         if self.error is None:
             try:
                 self._handle.write(data)
-            except OSError as error:
+            except (OSError, MemoryError) as error:
                 self.error = error
             self._hash.update(data)
             self.bytes += size

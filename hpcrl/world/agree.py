@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from hpcrl.types import HpcrlError, RunFailed
 from hpcrl.world.collectives import gather_objects
-from hpcrl.world.memory import OutOfMemory, shortage_of
+from hpcrl.world.memory import OutOfMemory, ran_out, shortage_of
 from hpcrl.world.world import World
 
 T = TypeVar("T")
@@ -21,11 +21,14 @@ def all_or_none(world: World, action: Callable[[], T]) -> T:
         result = action()
     except HpcrlError as error:
         failure = (str(error), isinstance(error, RunFailed))
+        shortage = shortage_of(error, world)
     except Exception as error:  # whatever it is, the others must not wait for this rank
         if world.size == 1:
             raise
-        shortage = shortage_of(error, world)
-        if shortage is None:
+        if ran_out(error):
+            traceback.clear_frames(error.__traceback__)  # to agree needs some memory
+            shortage = shortage_of(error, world)
+        else:
             traceback.print_exc()
         failure = (f"{type(error).__name__}: {error}", True)
     failures = gather_objects(world, failure)

@@ -5,8 +5,8 @@ Torch-free at import. Numbers are bytes.
 
 from __future__ import annotations
 
+import contextlib
 import errno
-import os
 import re
 import resource
 import socket
@@ -27,6 +27,7 @@ GIB = 2**30
 # CUDA's allocator, its driver and libraries; torch's allocator of the host, C++'s, and the system's own word.
 _GPU = re.compile(r"cuda.*out of memory|_ALLOC_FAILED", re.I)
 _HOST = re.compile(r"can't allocate memory|bad_alloc|cannot allocate memory|unable to allocate")
+_DISK = re.compile(r"no space left", re.I)  # /dev/shm is full: files, and no memory of the process
 _ASKED = re.compile(r"(?:Tried|tried|Unable) to allocate (?P<size>[\d.]+) (?P<unit>bytes|[KMGTP]i?B)")
 # At the moment of the failure; what is told later lacks what has been freed since.
 _IN_TENSORS = re.compile(r"(?P<size>[\d.]+) (?P<unit>[KMGTP]iB|bytes) is allocated by PyTorch")
@@ -46,9 +47,9 @@ class Shortage:
     asked: int
     """0: not told."""
     used: int
-    """By this process: of the GPU's memory by tensors, of the host's all it holds."""
+    """By this process: of the GPU's memory by tensors, of the host's all it holds, or its cgroup."""
     total: int
-    """What there is; 0: not known."""
+    """What there is; 0: not known, nor what is used."""
     spare: int = 0
     """Of a GPU: reserved by torch's allocator, and in no tensor."""
     others: int = 0
@@ -59,6 +60,8 @@ class Shortage:
     def __str__(self) -> str:
         head = f"out of memory on rank {self.rank} ({self.device} of {self.node}): "
         head += f"{size(self.asked)} asked for, " if self.asked else ""
+        if not self.total:
+            return f"{head}what is in use could not be measured"
         if not self.on_gpu:
             return f"{head}{size(self.used)} in use of {size(self.total)} ({self.limit})"
         parts = [f"{size(self.used)} of {size(self.total)} in tensors"]
@@ -87,17 +90,34 @@ def shortage_of(error: BaseException, world: World) -> Shortage | None:
     """What the error says of memory and this process has of it; None for any other error."""
     if isinstance(error, OutOfMemory):
         return error.shortage
-    text, raised = str(error), isinstance(error, RuntimeError)
-    on_gpu = type(error).__name__ == "OutOfMemoryError" or (raised and _GPU.search(text) is not None)
-    on_host = isinstance(error, MemoryError) or (raised and _HOST.search(text) is not None)
-    on_host = on_host or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
-    if not (on_gpu or on_host):
+    if not ran_out(error):
         return None
-    if on_gpu and world.device.type == "cuda":
-        return _of_gpu(text, world.rank, world.device)
-    used, total, limit = _host()
-    asked = _told(_ASKED, text) or 0
-    return Shortage(world.rank, socket.gethostname(), "host memory", False, asked, used, total, limit=limit)
+    on_gpu = _on_gpu(error) and world.device.type == "cuda"
+    device = str(world.device) if on_gpu else "host memory"
+    try:
+        text = str(error)
+        if on_gpu:
+            return _of_gpu(text, world.rank, world.device)
+        used, total, limit = _host()
+        asked = _told(_ASKED, text) or 0
+        return Shortage(world.rank, socket.gethostname(), device, False, asked, used, total, limit=limit)
+    except Exception:  # to measure takes memory, too, and a device that answers
+        return Shortage(world.rank, socket.gethostname(), device, on_gpu, 0, 0, 0)
+
+
+def ran_out(error: BaseException) -> bool:
+    """Whether it says that memory ran out."""
+    if isinstance(error, OutOfMemory | MemoryError) or _on_gpu(error):
+        return True
+    if isinstance(error, RuntimeError):
+        text = str(error)
+        return _HOST.search(text) is not None and _DISK.search(text) is None
+    return isinstance(error, OSError) and error.errno == errno.ENOMEM
+
+
+def _on_gpu(error: BaseException) -> bool:
+    said = isinstance(error, RuntimeError) and _GPU.search(str(error)) is not None
+    return said or type(error).__name__ == "OutOfMemoryError"
 
 
 def _told(pattern: re.Pattern[str], text: str) -> int | None:
@@ -121,31 +141,31 @@ def _of_gpu(text: str, rank: int, device: torch.device) -> Shortage:
 
 
 def _host() -> tuple[int, int, str]:
-    """In use, what may be in use, and what says so: the tightest of ulimit -v, the cgroup and the machine."""
+    """In use, what may be in use, and what says so: ulimit -v, or the tighter of the cgroup and the machine.
+
+    Only ulimit -v makes an allocation fail as a rule: where a cgroup's memory ends, the system kills.
+    """
     memory = psutil.Process().memory_info()
     allowed = resource.getrlimit(resource.RLIMIT_AS)[0]
-    machine = psutil.virtual_memory()
-    found = [(memory.rss, machine.total, f"the machine's; {size(machine.available)} of it available")]
-    if (group := _cgroup_limit()) is not None:
-        found.append((memory.rss, group, "the limit of its cgroup, that of the job's --mem"))
     if allowed != resource.RLIM_INFINITY:
-        found.append((memory.vms, allowed, "address space, ulimit -v"))
-    return min(found, key=lambda each: each[1] - each[0])
+        return memory.vms, allowed, "address space, ulimit -v"
+    machine = psutil.virtual_memory()
+    group = min(_cgroups(), key=lambda each: each[1] - each[0], default=None)
+    if group is not None and group[1] - group[0] < machine.available:
+        return *group, "all processes of its cgroup, and its limit, that of the job's --mem"
+    return memory.rss, machine.total, f"the machine's; {size(machine.available)} of it available"
 
 
-def _cgroup_limit() -> int | None:
-    """Of this process, or of a folder above it, as far as it can see them (version 2)."""
+def _cgroups(root: Path = Path("/sys/fs/cgroup")) -> list[tuple[int, int]]:
+    """In use and limit of this process's cgroup and of those above it, where there is one (version 2)."""
     try:
         own = next(line for line in Path("/proc/self/cgroup").read_text().splitlines() if line[:3] == "0::")
     except (OSError, StopIteration):
-        return None
-    folder = Path("/sys/fs/cgroup") / own[3:].lstrip("/")
-    limits = []
+        return []
+    folder, found = root / own[3:].lstrip("/"), []
     for each in (folder, *folder.parents):
-        try:
-            limits.append(int((each / "memory.max").read_text()))
-        except (OSError, ValueError):  # "max": none
-            continue
-        if os.path.samefile(each, "/sys/fs/cgroup"):
+        with contextlib.suppress(OSError, ValueError):  # "max": none
+            found.append((int((each / "memory.current").read_text()), int((each / "memory.max").read_text())))
+        if each == root:
             break
-    return min(limits, default=None)
+    return found

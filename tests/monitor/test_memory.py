@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import errno
 import re
+import weakref
 from itertools import product
 from pathlib import Path
 
 import numpy
 import pytest
 import torch
+from memory_limit import room_for
 
 from hpcrl.config.load import load_config
 from hpcrl.config.root import is_live
 from hpcrl.monitor.memory import answer, remedies, sizes
 from hpcrl.types import HpcrlError
+from hpcrl.world import memory
 from hpcrl.world.agree import all_or_none
 from hpcrl.world.memory import GIB, OutOfMemory, Shortage, shortage_of, size
 
@@ -69,6 +72,9 @@ def test_other_words_for_it_are_known_too(one_rank, error):
         HpcrlError("the checkpoint says: CUDA out of memory"),
         OSError(errno.ENOSPC, "No space left on device"),
         RuntimeError("can't start new thread"),
+        RuntimeError(
+            "unable to allocate shared memory(shm) for file </torch_1>: No space left on device (28)"
+        ),
     ],
     ids=str,
 )
@@ -93,6 +99,59 @@ def test_a_gpus_figures_are_those_of_the_moment_that_torch_tells(monkeypatch, on
     assert re.match(
         r"out of memory on rank 1 \(cuda:1, H200, of \S+\): 2.50 GiB asked for, 60.00 GiB of", str(found)
     )
+
+
+def broken() -> None:
+    raise RuntimeError("CUDA error: out of memory, and no device answers")
+
+
+def test_what_cannot_be_measured_is_told_without_figures(monkeypatch, one_rank):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: broken())
+    found = shortage_of(torch.OutOfMemoryError("x"), type(one_rank)(1, 2, 1, torch.device("cuda:1"), "slurm"))
+    assert found is not None and found.on_gpu
+    assert re.fullmatch(
+        r"out of memory on rank 1 \(cuda:1 of \S+\): what .* could not be measured", str(found)
+    )
+    assert "what helps" in answer(found, "update", 7, config())
+    monkeypatch.setattr("psutil.Process", lambda: numpy.empty(10**15))
+    found = shortage_of(MemoryError(), one_rank)
+    assert found is not None and (found.used, found.total) == (0, 0)
+
+
+def test_an_agreement_lets_go_of_what_the_failed_action_held(one_rank, monkeypatch):
+    """And no rank leaves it before the others know."""
+    held: list[weakref.ref] = []
+    told: list[object] = []
+
+    def action() -> None:
+        large = numpy.zeros(10)
+        held.append(weakref.ref(large))
+        raise MemoryError
+
+    def gather(world: object, value: object) -> list[object]:
+        told.append(value)
+        assert held[0]() is None
+        return [None, value]
+
+    monkeypatch.setattr("psutil.Process", lambda: numpy.empty(10**15))
+    monkeypatch.setattr("hpcrl.world.agree.gather_objects", gather)
+    with pytest.raises(OutOfMemory, match="out of memory on rank 1"):
+        all_or_none(type(one_rank)(1, 2, 1, torch.device("cpu"), "slurm"), action)
+    assert len(told) == 2
+
+
+def test_a_ulimit_comes_before_a_cgroup_whose_use_is_that_of_all_in_it(tmp_path, monkeypatch):
+    own = Path("/proc/self/cgroup").read_text().partition("0::/")[2].strip()
+    folder = tmp_path / own
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "memory.max").write_text(f"{3 * 2**20}\n")
+    (folder / "memory.current").write_text(f"{2 * 2**20}\n")
+    assert memory._cgroups(tmp_path)[0] == (2 * 2**20, 3 * 2**20)
+    monkeypatch.setattr(memory, "_cgroups", lambda: [(2 * 2**20, 3 * 2**20)])
+    used, total, limit = memory._host()
+    assert (used, total) == (2 * 2**20, 3 * 2**20) and "cgroup" in limit
+    with room_for(1000):
+        assert "ulimit -v" in memory._host()[2]
 
 
 def test_sizes_are_read_easily():
@@ -221,6 +280,16 @@ def test_a_members_config_is_settled(tmp_path):
     text = answer(GPU, "update", 7, config(), Path(tmp_path / "members" / "03"))
     assert "settled by its population" in text and "learn.batch_size=" not in text
     assert "engine.activation_checkpointing=true" in text
+
+
+def test_so_it_is_before_a_member_has_begun(tmp_path, monkeypatch):
+    """A path of one name, too, as it can be given."""
+    (tmp_path / "population.json").write_text("{}")
+    (tmp_path / "members" / "03").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "members")
+    text = answer(GPU, "update", 0, config(), Path("03"), begun=False)
+    assert "settled by its population" in text and "learn.batch_size=" not in text
+    assert "no run was begun" in text and "resume" not in text
 
 
 def test_the_error_keeps_its_figures():

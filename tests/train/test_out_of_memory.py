@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 from runs import comparable_metrics, environment, furnish, hpcrl, only_run, portable
 
+from hpcrl.config.load import load_config
 from hpcrl.launch.again import _failed
+from hpcrl.pbt.population import Population
 from hpcrl.storage.attempts import read_attempts
 
 DRIVER = Path(__file__).with_name("low_memory.py")
@@ -101,3 +103,37 @@ def test_at_the_build_all_ranks_agree_on_the_one_that_has_too_little(room, run_o
     first, second = run_on_ranks(DRIVER, "build", 0, 1, 16, *arguments, expect=None)
     assert (first.returncode, second.returncode) == (1, 1), first.stderr + second.stderr
     assert first.stderr.startswith("error: out of memory on rank 1 (host memory of ")
+
+
+@pytest.mark.slow
+def test_a_run_that_does_not_fit_when_it_goes_on_blames_no_checkpoint(room, run_on_ranks, monkeypatch):
+    large = ["--set", "policy.d_model=512", "--set", "train.epochs=1"]
+    hpcrl("train", "--config", "tiny.yaml", *large, cwd=room)
+    run = only_run(room)
+    on = ["train", "--resume", str(run), "--set", "train.epochs=2"]
+    said = low(room, "restore", 0, *on)
+    assert said.startswith("error: out of memory on rank 0 (host memory of ")
+    assert "while the run was restored" in said and f"--resume {run} goes on" in said and "away" not in said
+    monkeypatch.chdir(room)
+    first, second = run_on_ranks(DRIVER, "restore", 0, 1, 16, *on, expect=None)
+    assert (first.returncode, second.returncode) == (1, 1), first.stderr + second.stderr
+    assert first.stderr.startswith("error: out of memory on rank 1 (host memory of "), first.stderr
+    assert "while the run was restored" in first.stderr and "away" not in first.stderr
+    hpcrl(*on, cwd=room)
+
+
+@pytest.mark.slow
+def test_a_members_first_start_is_offered_nothing_that_its_population_refuses(room):
+    wanted = [
+        "market.path=market.h5",
+        f"pbt.dir={room}/population",
+        "pbt.members=2",
+        *WIDE,
+        "policy.d_model=512",
+    ]
+    made = Population.create(load_config(room / "tiny.yaml", wanted, environment={}), "none", 16)
+    folder = made.folder(0)
+    words = ["train", "--config", str(folder / "jobs" / "config.yaml"), "--run", str(folder)]
+    said = low(room, "build", 0, *words, mib=64)
+    assert "while simulator, policy and engine were built" in said and "no run was begun" in said
+    assert "settled by its population" in said and "--set" not in said

@@ -10,7 +10,9 @@ import pytest
 import torch
 
 from hpcrl import train
+from hpcrl.launch import member
 from hpcrl.types import STOPPED_EARLY
+from hpcrl.world.memory import OutOfMemory, Shortage
 from hpcrl.world.stop import StopFlag
 
 
@@ -92,3 +94,18 @@ def test_a_stop_leaves_the_turn_to_the_next_attempt_also_in_the_last_epoch(loop,
 def test_a_member_that_makes_room_stops_there_and_not_after_the_last_turn(loop):
     turns = Turns(room_after=1)
     assert loop(turns) == (STOPPED_EARLY, [0, 2])
+
+
+def test_a_donor_that_does_not_fit_into_memory_ends_all_ranks_and_is_not_abandoned(monkeypatch):
+    answers = [OutOfMemory(Shortage(1, "node7", "host memory", False, 0, 0, 0))]
+
+    def agreed(world, action):
+        if answers:
+            raise answers.pop()
+        return "abandoned"
+
+    monkeypatch.setattr(member, "all_or_none", agreed)
+    monkeypatch.setattr(member, "broadcast_object", lambda world, value: value)
+    turns, trainer, plan = SimpleNamespace(member=None), SimpleNamespace(world=None), SimpleNamespace(donor=1)
+    with pytest.raises(OutOfMemory):
+        member.MemberTurns._adopt(turns, trainer, plan)

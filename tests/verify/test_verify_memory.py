@@ -2,30 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
-import resource
-from collections.abc import Iterator
-
-import psutil
 import pytest
-from findings import is_fail
+import torch
+from findings import is_fail, is_pass
+from memory_limit import room_for
 
 from hpcrl.market.load import load_market
 from hpcrl.verify import learning
 from hpcrl.verify.finding import examine
 from hpcrl.world.ranks import start_world
-
-
-@contextlib.contextmanager
-def room_for(mib: int) -> Iterator[None]:
-    """This process may hold so much more address space than it has."""
-    before = resource.getrlimit(resource.RLIMIT_AS)
-    most = psutil.Process().memory_info().vms + mib * 2**20
-    resource.setrlimit(resource.RLIMIT_AS, (most, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_AS, before)
 
 
 @pytest.mark.parametrize(("model", "proposed"), [("transformer", "lightweight"), ("lightweight", "bf16")])
@@ -47,3 +32,13 @@ def test_another_fault_stays_what_it_is(config, staged, place):
     is_fail(
         examine("model", trial.within_memory(lambda: str(1 // 0))), "ZeroDivisionError", "not a known fault"
     )
+
+
+def test_memory_that_ends_at_the_checkpoint_is_told_as_such(config, staged, place):
+    trial = learning.Trial(config(), load_market(config().market), start_world("cpu"), place)
+    is_pass(examine("model", trial.within_memory(trial.check_model)))
+    much = trial.trainer.portable() | {"much": torch.zeros(2, 2**23)[0]}  # a view, copied where it is saved
+    trial.trainer.portable = lambda: much
+    with room_for(8):
+        found = examine("checkpoint", trial.within_memory(trial.check_checkpoint))
+    is_fail(found, "out of memory on rank 0 (host memory of ", "ulimit -v")
