@@ -79,7 +79,7 @@ def verify_first(python: Path, *options: str) -> list[str]:
         "# A job that would fail in the night fails now. HPCRL_VERIFY=never leaves this out.",
         'if [ "${HPCRL_VERIFY:-}" != never ] && [ "${SLURM_RESTART_COUNT:-0}" = 0 ]; then',
         "    code=0",
-        f'    timeout -k 30 600 {command} || code=$?',
+        f"    timeout -k 30 600 {command} || code=$?",
         "    case $code in",
         "        0) ;;",
         '        124|137) echo "hpcrl verify gave no answer in 10 minutes: training is tried" ;;',
