@@ -98,6 +98,8 @@ def read_run(path: Path) -> RunFiles:
     if not (
         run.config.exists() or (run.path / "attempts").is_dir() or (run.path / "submission.json").exists()
     ):
+        if (path / "population.json").is_file():
+            raise HpcrlError(f"{path} is a population: hpcrl pbt status {path}, or one of its members/NN")
         raise HpcrlError(f"{path}: not a run folder (no config.json, no attempts, no submission.json in it)")
     notes: list[str] = []
     attempts = tuple(_tried(notes, lambda: read_attempts(run.path)) or ())
@@ -188,13 +190,20 @@ def _progress(lines: list[dict], epochs: int | None) -> Progress:
         epochs=epochs,
         reward=_number(last.get("reward")),
         loss=_number(last.get("loss")),
-        steps_per_second=_mean([line.get("time/steps_per_second") for line in recent]),
+        steps_per_second=_rate(recent),
         epoch_seconds=_mean([line.get("time/epoch") for line in recent]),
     )
 
 
 def _number(value: Any) -> float | None:
     return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
+
+
+def _rate(lines: list[dict]) -> float | None:
+    """Steps of all these epochs by their seconds; the mean of rates would make much of the quick ones."""
+    pairs = [(_number(line.get("time/steps_per_second")), _number(line.get("time/epoch"))) for line in lines]
+    known = [(rate * seconds, seconds) for rate, seconds in pairs if rate is not None and seconds]
+    return sum(steps for steps, _ in known) / sum(seconds for _, seconds in known) if known else None
 
 
 def _mean(values: list[Any]) -> float | None:

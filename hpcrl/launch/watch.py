@@ -150,7 +150,8 @@ def _progress(run: RunFiles) -> Table:
     progress = run.progress
     row = Table.grid(padding=(0, 2))
     of = f" of {progress.epochs}" if progress.epochs else ""
-    left = f"{spell(progress.seconds_left)} left" if progress.seconds_left else ""
+    going = run.newest is None or run.newest.end is None
+    left = f"{spell(progress.seconds_left)} left" if progress.seconds_left and going else ""
     saved = f"checkpoint {run.checkpoint}" if run.checkpoint is not None else "no checkpoint yet"
     bar = ProgressBar(
         total=progress.epochs or 1, completed=min(progress.epoch, progress.epochs or 1), width=24

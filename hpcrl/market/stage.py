@@ -18,7 +18,8 @@ from hpcrl.market.features import BURN_IN
 from hpcrl.market.files import list_files, pick_columns, read_files
 from hpcrl.market.options import StageOptions, check_once
 from hpcrl.market.planted import find_task, planted
-from hpcrl.market.synthetic import SYMBOLS, random_walk
+from hpcrl.market.store import is_store, read_header
+from hpcrl.market.synthetic import SYMBOLS, made_up, random_walk
 from hpcrl.types import HpcrlError
 
 
@@ -62,6 +63,7 @@ def stage_synthetic(
             f"synthetic data of {bars} bars for {len(symbols)} symbols: at least 1 of each is needed"
         )
     check_once("symbol", tuple(symbols))
+    _refuse_over_real(out)
     prepare_output(out, [])
     tables = [random_walk(symbol, BURN_IN + bars, seed, calendar, bar_seconds) for symbol in symbols]
     return stage_frame(
@@ -86,6 +88,7 @@ def stage_planted(
     chosen = find_task(task)
     if bars < 1:
         raise HpcrlError(f"planted market {task}: bars is {bars}; at least 1 is needed")
+    _refuse_over_real(out)
     prepare_output(out, [])
     frame = planted(task, BURN_IN + bars, paths, seed, bar_seconds=bar_seconds)
     return stage_frame(
@@ -107,6 +110,15 @@ def stage_planted(
         symbols=tuple(frame["symbol"].unique()),
         price_adjustment="splits_dividends",
     )
+
+
+def _refuse_over_real(out: str | Path) -> None:
+    """HpcrlError where made-up bars would take the place of real ones."""
+    if is_store(out) and not made_up(source := read_header(out)["source"]):
+        raise HpcrlError(
+            f"{out} holds bars of source {source}, which made-up ones do not replace; give another --out, or "
+            "remove that file first"
+        )
 
 
 def _stage(

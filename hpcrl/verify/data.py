@@ -53,7 +53,7 @@ def check_data(config: Config, market: Market) -> str:
     if short := [split for split in ("validation", "test") if bars[split] < 2]:
         raise Doubt(
             f"{said}: nothing to evaluate on in {' and '.join(short)}",
-            "raise market.validation_fraction, or lower market.train_fraction",
+            "a larger market.validation_fraction, or a smaller market.train_fraction",
         )
     return said
 

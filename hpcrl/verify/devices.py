@@ -19,6 +19,12 @@ def check_gpu(config: Config) -> str:
         return f"engine.device = cpu: {count} GPUs are left alone"
     if not count:
         cause = "torch sees no GPU here" + ("" if torch.version.cuda else " (its build has no CUDA)")
+        granted = os.environ.get("SLURM_GPUS_ON_NODE") or os.environ.get("SLURM_JOB_GPUS")
+        if wanted == "auto" and granted:
+            raise Trouble(
+                f"{cause}, though Slurm has granted them (SLURM_GPUS_ON_NODE = {granted})",
+                "load the CUDA module, or install torch for CUDA; to use CPUs: --set engine.device=cpu",
+            )
         if wanted == "cuda":
             raise Trouble(
                 cause + ", and engine.device = cuda",

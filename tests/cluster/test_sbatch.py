@@ -19,7 +19,7 @@ CANARY = "canary-8d1f"
 SMALL = (
     "train.epochs=1", "env.envs_per_gpu=4", "env.episode_rollouts=2", "policy.d_model=16", "policy.layers=2",
     "policy.heads=2", "policy.window=8", "learn.rollout=32", "learn.sequence_length=16",
-    "learn.batch_size=64", "learn.ppo_epochs=2",
+    "learn.batch_size=64", "learn.ppo_epochs=2", "engine.device=cpu",
 )  # fmt: skip
 # Eight Pythons that import torch on two cores, which the other tests use, too.
 PATIENCE = 480

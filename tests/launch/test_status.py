@@ -255,6 +255,22 @@ def test_a_job_of_no_run_says_which_it_waits_for(world, status, reason, dependen
     assert found["advice"].startswith("scancel 12") == ("in vain" in words)
 
 
+def test_the_rate_is_of_all_steps_by_all_seconds(world, status):
+    number = world.attempt().record.number
+    with world.run.metrics.open("a") as file:
+        for epoch, seconds in ((1, 9.0), (2, 1.0)):
+            times = {"time/attempt": number, "time/epoch": seconds, "time/steps_per_second": 900 / seconds}
+            file.write(line_of({"epoch": epoch, **times}))
+    assert status(world.path)["steps_per_second"] == pytest.approx(180)
+
+
+def test_a_population_is_another_verbs(world, hpcrl):
+    (world.path.parent / "pbt").mkdir()
+    (world.path.parent / "pbt/population.json").write_text("{}")
+    code, _, err = hpcrl("status", str(world.path.parent / "pbt"))
+    assert code == 2 and "is a population: hpcrl pbt status" in err
+
+
 def test_an_array_of_no_run_is_told_task_by_task(world, hpcrl):
     world.queue(
         queued("12_10", "PENDING", "JobArrayTaskLimit"), queued("12_2", "RUNNING"),

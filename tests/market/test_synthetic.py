@@ -1,10 +1,15 @@
+from functools import partial
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
 
-from hpcrl.market.stage import stage_synthetic
+from hpcrl.market.stage import stage_files, stage_planted, stage_synthetic
 from hpcrl.market.synthetic import random_walk
 from hpcrl.types import HpcrlError
+
+SAMPLE = Path(__file__).parents[2] / "data/sample/MSFT_5min.csv"
 
 
 def test_the_same_seed_gives_the_same_bars_and_another_gives_others(tmp_path):
@@ -38,3 +43,16 @@ def test_impossible_requests_are_refused(tmp_path):
         stage_synthetic(tmp_path / "x.h5", bars=0)
     with pytest.raises(HpcrlError, match="for 0 symbols"):
         stage_synthetic(tmp_path / "x.h5", symbols=())
+
+
+@pytest.mark.parametrize("stage", [stage_synthetic, partial(stage_planted, task="L2")])
+def test_made_up_bars_do_not_take_the_place_of_real_ones(tmp_path, stage):
+    out = tmp_path / "market.h5"
+    stage_files(SAMPLE, out, price_adjustment="splits")
+    before = out.read_bytes()
+    with pytest.raises(HpcrlError, match="bars of source files, which made-up ones do not replace"):
+        stage(out, bars=200)
+    assert out.read_bytes() == before
+    other = tmp_path / "other.h5"
+    stage(other, bars=200)
+    stage(other, bars=300)  # those they do

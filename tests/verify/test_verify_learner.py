@@ -34,6 +34,14 @@ def test_no_gpu_is_a_warning_and_fails_where_the_config_asks_for_one(config, mon
     is_pass(examine("gpu", lambda: devices.check_gpu(config())))
 
 
+def test_gpus_that_slurm_has_granted_and_torch_does_not_see_fail(config, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setenv("SLURM_GPUS_ON_NODE", "8")
+    found = examine("gpu", lambda: devices.check_gpu(config("engine.device=auto")))
+    is_fail(found, "though Slurm has granted them (SLURM_GPUS_ON_NODE = 8)", "engine.device=cpu")
+    is_pass(examine("gpu", lambda: devices.check_gpu(config())))
+
+
 def test_fewer_gpus_than_ranks_is_a_warning(config, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
