@@ -16,8 +16,8 @@ from hpcrl.world.memory import ran_out
 from hpcrl.world.world import World
 
 WORLD = World(0, 1, 0, torch.device("cpu"), "none")
-LARGE = 2**23
-"""float32 values: 32 MiB."""
+LARGE = 2**25
+"""float32 values: 128 MiB, more than an allocator keeps of what other tests have freed."""
 
 
 @pytest.fixture

@@ -77,7 +77,7 @@ def test_members_take_turns_in_fewer_places_and_one_that_is_killed_in_its_turn_g
 def test_hpcrl_submit_pbt_trains_each_member_in_its_task(slurm, place):
     (place / "site.yaml").write_text(json.dumps({"cpus_per_task": 1, "mem": "2G", "time": "00:30:00"}))
     words = ["submit", "--pbt", "--config", "pbt.yaml", "--site", "site.yaml", "--set", "train.epochs=2"]
-    words += ["--members", "2", "--throttle", "1"]
+    words += ["--members", "2", "--throttle", "1", "--set", "engine.device=cpu"]  # its nodes' GPUs are none
     before = sorted(place.iterdir())
     submitting = PopulationTrial(slurm, place, "")
     submitting.hpcrl(*words, "--dry-run")
