@@ -37,7 +37,7 @@ def test_another_fault_stays_what_it_is(config, staged, place):
 def test_memory_that_ends_at_the_checkpoint_is_told_as_such(config, staged, place):
     trial = learning.Trial(config(), load_market(config().market), start_world("cpu"), place)
     is_pass(examine("model", trial.within_memory(trial.check_model)))
-    much = trial.trainer.portable() | {"much": torch.zeros(2, 2**23)[0]}  # a view, copied where it is saved
+    much = trial.trainer.portable() | {"much": torch.zeros(2, 2**25)[0]}  # a view, copied where it is saved
     trial.trainer.portable = lambda: much
     with room_for(8):
         found = examine("checkpoint", trial.within_memory(trial.check_checkpoint))
