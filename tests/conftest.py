@@ -21,6 +21,8 @@ from hpcrl import cli
 from hpcrl.world.world import World
 
 ROOT = Path(__file__).resolve().parents[1]
+# matplotlib's list of fonts, beside the fonts: one in the home outlives the environment it was made in.
+os.environ["MPLCONFIGDIR"] = str(Path(sys.prefix) / "matplotlib")
 
 
 def _free_port() -> int:

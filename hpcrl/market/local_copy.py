@@ -24,9 +24,9 @@ from hpcrl.market.store import read_header
 from hpcrl.storage.atomic import (
     fsync_folder,
     read_json,
-    remove_dead_temporaries,
     sha256_of,
     temporary_path,
+    temporary_target,
     to_json,
     write_json,
 )
@@ -144,7 +144,9 @@ def _facts(copy: Path) -> dict[str, Any]:
 
 def _write(source: BinaryIO, size: int, copy: Path) -> None:
     """OSError or _NoCopy, and nothing left behind, unless ``copy`` holds the source's bytes."""
-    remove_dead_temporaries(copy.parent, {copy.name})
+    for entry in copy.parent.iterdir():
+        if temporary_target(entry.name) == copy.name:  # its writer is gone, or is going: we hold the lock
+            entry.unlink(missing_ok=True)
     free = shutil.disk_usage(copy.parent).free
     if free < size:
         raise _NoCopy(f"{size:,} bytes are needed, {free:,} are free")

@@ -19,6 +19,7 @@ from hpcrl.market.load import load_market
 from hpcrl.market.local_copy import is_shared, local_copy
 from hpcrl.market.stage import stage_frame
 from hpcrl.market.store import read_store
+from hpcrl.storage.atomic import temporary_path
 
 
 @pytest.fixture(scope="module")
@@ -229,6 +230,15 @@ def test_of_eight_ranks_one_copies_and_the_others_wait(staged, local):
     copy = local_copy(staged.path, job(local))
     assert answers == {(f"{copy} {copy.stat().st_ino}\n", "")}
     assert copies(local) == [copy.name] and leftovers(local) == []
+
+
+def test_what_a_rank_left_that_is_still_dying_is_removed(staged, local):
+    """The lock of a killed process is free before its number is: what lies there is nobody's."""
+    copy = local_copy(staged.path, job(local))
+    copy.unlink()
+    temporary_path(copy).write_bytes(b"half")  # of a process that is there: this one
+    assert local_copy(staged.path, job(local)) == copy and copies(local) == [copy.name]
+    assert leftovers(local) == []
 
 
 @pytest.mark.slow
