@@ -23,6 +23,10 @@ from hpcrl.world.world import World
 ROOT = Path(__file__).resolve().parents[1]
 # matplotlib's list of fonts, beside the fonts: one in the home outlives the environment it was made in.
 os.environ["MPLCONFIGDIR"] = str(Path(sys.prefix) / "matplotlib")
+# In the background of a shell `make test` ignores Ctrl-C, under nohup a hang-up; all that it starts, too.
+for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, handler)
 
 
 def _free_port() -> int:
