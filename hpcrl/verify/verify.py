@@ -30,8 +30,8 @@ from hpcrl.world.slurm import job_id
 MODEL_BYTES = 16
 """Of a checkpoint, per parameter: weights and two moments in float32, and some."""
 SETTLED = ("config", "data", "gpu", "population")
-"""Training would fail by them wherever and whenever it starts. Other faults end no job: training may go on in
-spite of them, or on another node, as HPCRL_REQUEUE says."""
+"""By them training would fail wherever it starts, or go on unnoticed on CPUs. Other faults end no job: it may
+train in spite of them, or on another node, as HPCRL_REQUEUE says."""
 _COLOURS = {"pass": "green", "warn": "yellow", "fail": "bold red"}
 
 
